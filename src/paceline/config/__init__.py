@@ -1,0 +1,35 @@
+"""From a recipe, overrides and flags to one frozen run configuration, with every value's origin.
+
+    settings = read_settings(recipe, overrides)   every known key with its value and its origin
+    config = resolve(settings, wheel_round)       "auto" turned into values, checked, frozen
+
+    settings.py   keys, their types and defaults; reading recipes and overrides
+    resolve.py    RunConfig, and how "auto" becomes a value
+
+All validation that needs no device happens here, before torch or LoadGen is imported.
+"""
+
+from paceline.config.resolve import (
+    LoadGenSettings,
+    RunConfig,
+    demo_dataset,
+    effective_values,
+    embedded_model,
+    resolve,
+)
+from paceline.config.settings import AUTO, MODES, Key, Setting, known_keys, read_settings
+
+__all__ = [
+    "AUTO",
+    "MODES",
+    "Key",
+    "LoadGenSettings",
+    "RunConfig",
+    "Setting",
+    "demo_dataset",
+    "effective_values",
+    "embedded_model",
+    "known_keys",
+    "read_settings",
+    "resolve",
+]

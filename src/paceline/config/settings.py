@@ -1,0 +1,169 @@
+"""Keys, their types and defaults, and how a recipe, --set and flags give them values.
+
+Keys are dotted: `run.benchmark`, `engine.reference.batch_size`. The keys of an engine are the
+fields of that engine's own config class. A later origin wins: default, recipe, --set, flag. A key
+that does not exist, a value of the wrong type and an override for an engine that is not selected
+are errors; nothing is dropped.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from paceline.engines import ENGINES, config_class
+from paceline.errors import RecipeError
+
+__all__ = ["AUTO", "MODES", "Key", "Setting", "known_keys", "read_settings"]
+
+MODES = ("performance", "accuracy", "all")
+AUTO = "auto"
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """One key a recipe may set: its type, default, whether "auto" is allowed, and its meaning."""
+
+    kind: type
+    default: Any
+    doc: str
+    auto: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """A value and where it came from: "default", "recipe NAME", "--set" or a flag."""
+
+    value: Any
+    origin: str
+
+
+_KEYS: dict[str, Key] = {
+    "run.benchmark": Key(str, "smollm2-135m-99", "benchmark name, with its accuracy suffix"),
+    "run.scenario": Key(str, "Offline", "Offline, Server or Interactive"),
+    "run.round": Key(str, AUTO, "MLPerf round; auto: the round of the LoadGen wheel", auto=True),
+    "run.mode": Key(str, "all", "performance, accuracy, or all"),
+    "run.num_samples": Key(
+        int, AUTO, "use only so many samples of the dataset, evenly spaced", auto=True
+    ),
+    "run.stall_timeout_s": Key(
+        float, 1800.0, "end the run when nothing was made for so many seconds"
+    ),
+    "data.path": Key(str, AUTO, "dataset (.parquet, or the published pickle)", auto=True),
+    "data.tokenizer": Key(
+        str, AUTO, "tokenizer for scoring (tokenizer.json, its folder, GGUF)", auto=True
+    ),
+    "data.trust_pickle": Key(bool, False, "open a pickle whose checksum is not the published one"),
+    "model.path": Key(str, AUTO, "checkpoint: Hugging Face directory or GGUF file", auto=True),
+    "loadgen.target_qps": Key(float, AUTO, "expected samples/s; sizes an Offline run", auto=True),
+    "loadgen.min_duration_ms": Key(int, AUTO, "shortest performance run", auto=True),
+    "loadgen.min_query_count": Key(int, AUTO, "fewest samples of a performance run", auto=True),
+    "engine.name": Key(str, "reference", f"one of {', '.join(ENGINES)}"),
+}
+
+
+def known_keys() -> dict[str, Key]:
+    """Every key that exists, in the order of `explain`: the common ones, then each engine's."""
+    keys = dict(_KEYS)
+    for engine in ENGINES:
+        for field in dataclasses.fields(config_class(engine)):
+            kind = type(field.default)
+            keys[f"engine.{engine}.{field.name}"] = Key(kind, field.default, f"{engine} engine")
+    return keys
+
+
+def read_settings(
+    recipe: Path | None,
+    overrides: Sequence[str] = (),
+    *,
+    flags: Mapping[str, Any] | None = None,
+) -> dict[str, Setting]:
+    """Every known key with its value and origin.
+
+    `overrides` are "key=value" texts (TOML values; anything else is a string). `flags` are keys
+    set by command line flags; None values are flags not given. Raises RecipeError.
+    """
+    keys = known_keys()
+    settings = {name: Setting(key.default, "default") for name, key in keys.items()}
+    if recipe is not None:
+        for name, value in _flatten(_read_toml(recipe)).items():
+            where = f"recipe {recipe.name}"
+            settings[name] = Setting(_checked(name, value, keys, where=str(recipe)), where)
+    explicit: list[tuple[str, str]] = []
+    for override in overrides:
+        name, value = _parse_override(override)
+        settings[name] = Setting(_checked(name, value, keys, where="--set"), "--set")
+        explicit.append((name, f"--set {name}"))
+    for name, value in (flags or {}).items():
+        if value is not None:
+            settings[name] = Setting(_checked(name, value, keys, where="flag"), "flag")
+    _refuse_unused(explicit, str(settings["engine.name"].value))
+    return settings
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise RecipeError(
+            f"There is no recipe {path}.", hint="ls recipes/, or run without one for the demo"
+        ) from error
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise RecipeError(f"{path} cannot be read as TOML: {error}.") from error
+
+
+def _flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in table.items():
+        if isinstance(value, Mapping):
+            flat |= _flatten(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def _parse_override(text: str) -> tuple[str, Any]:
+    name, equals, raw = text.partition("=")
+    if not equals or not name.strip():
+        raise RecipeError(f"--set {text}: not of the form key=value.", hint="--set run.mode=all")
+    try:
+        value = tomllib.loads(f"value = {raw.strip()}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = raw.strip()
+    return name.strip(), value
+
+
+def _checked(name: str, value: Any, keys: Mapping[str, Key], *, where: str) -> Any:
+    """The value, if the key exists and its type fits. Raises RecipeError."""
+    key = keys.get(name)
+    if key is None:
+        close = difflib.get_close_matches(name, list(keys), n=1, cutoff=0.5)
+        raise RecipeError(
+            f"{where}: there is no key '{name}'.",
+            hint=f"did you mean '{close[0]}'?" if close else "paceline explain lists every key",
+        )
+    if key.auto and value == AUTO:
+        return value
+    fits = isinstance(value, key.kind) or (key.kind is float and isinstance(value, int))
+    if not fits or (isinstance(value, bool) and key.kind is not bool):
+        wanted = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
+        raise RecipeError(
+            f"{where}: {name} is {value!r}, but must be {wanted[key.kind]}"
+            f"{' or auto' if key.auto else ''}."
+        )
+    return float(value) if key.kind is float else value
+
+
+def _refuse_unused(explicit: Sequence[tuple[str, str]], engine: str) -> None:
+    for name, shown in explicit:
+        parts = name.split(".")
+        if parts[0] == "engine" and len(parts) == 3 and parts[1] != engine:
+            raise RecipeError(
+                f"{shown} would do nothing: the engine of this run is '{engine}'.",
+                hint=f"--engine {parts[1]}, or leave it out",
+            )

@@ -1,0 +1,154 @@
+"""Engines turn Requests into Completions; this is the seam they share.
+
+An engine knows token ids, limits and nothing of the benchmark: no dataset, no LoadGen, no
+accuracy. It pushes what it makes into a Sink, because a latency-bound scenario wants the first
+token the moment it exists.
+
+    engine = load("reference")(config, context)     imports only that engine's module
+    engine.start()                                  load the model, warm up; may take minutes
+    engine.submit(requests, sink)                   returns at once; may be called again
+    engine.drain()                                  block until all that was submitted is answered
+    engine.close()                                  give everything back; safe to call twice
+
+Every submitted request is answered exactly once, by `done`, `done_all` or `failed`, from any
+thread. An engine that cannot go on raises EngineError from `drain`.
+
+The class of each engine and of its settings are named in ENGINES as dotted paths, so that naming
+an engine costs no import of torch, ray or httpx.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from paceline.errors import InputError, PacelineError
+
+__all__ = [
+    "ENGINES",
+    "Completion",
+    "Engine",
+    "EngineContext",
+    "Request",
+    "Sink",
+    "TokenIds",
+    "config_class",
+    "load",
+]
+
+TokenIds = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One prompt to complete: `token_ids` (prompt_len,) int32, and the limits of its output.
+
+    Decoding is greedy. EOS may not be chosen before `min_new_tokens` tokens exist; output ends
+    with EOS, kept once, or at `max_new_tokens`.
+    """
+
+    request_id: int
+    token_ids: TokenIds
+    max_new_tokens: int
+    min_new_tokens: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """The answer to one Request: (output_len,) int32 ids, EOS included once where it was made.
+
+    `finish_reason` is "stop" when EOS ended it and "length" when the limit did.
+    """
+
+    request_id: int
+    token_ids: TokenIds
+    finish_reason: str
+
+
+class Sink(Protocol):
+    """Where an engine pushes what it makes. Calls may come from any thread."""
+
+    def first_token(self, request_id: int, token_id: int) -> None:
+        """The first token of a request exists."""
+
+    def done(self, completion: Completion) -> None:
+        """A request is answered."""
+
+    def done_all(self, completions: Sequence[Completion]) -> None:
+        """Requests that were computed together are answered; they are kept or lost together."""
+
+    def failed(self, request_id: int, error: PacelineError) -> None:
+        """A request will never be answered. The run cannot be valid."""
+
+    def progress(self, num_tokens: int) -> None:
+        """So many more tokens exist than at the last call; for the live display only."""
+
+
+class Engine(Protocol):
+    """What turns Requests into Completions; see the module docstring for the order of calls."""
+
+    def start(self) -> None: ...
+
+    def submit(self, requests: Sequence[Request], sink: Sink) -> None: ...
+
+    def drain(self) -> None: ...
+
+    def close(self) -> None: ...
+
+    def describe(self) -> dict[str, Any]:
+        """What made the tokens, for the manifest: device, precision, versions, counts."""
+
+
+def _ignore(what: str, fraction: float | None) -> None:
+    del what, fraction
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EngineContext:
+    """What an engine may know besides its own settings.
+
+    `model` is a checkpoint directory or file, None when the engine needs none. `report` takes
+    what the engine is doing while it starts and how far it is (0 to 1, None when unknown).
+    """
+
+    model: Path | None
+    eos_token_id: int
+    vocabulary_size: int
+    max_new_tokens: int
+    log_dir: Path
+    report: Callable[[str, float | None], None] = _ignore
+
+
+ENGINES: dict[str, tuple[str, str, str]] = {
+    "fake": ("paceline.engines.fake", "FakeEngine", "FakeConfig"),
+    "reference": ("paceline.engines.reference", "ReferenceEngine", "ReferenceConfig"),
+}
+
+
+def _entry(name: str) -> tuple[str, str, str]:
+    if name not in ENGINES:
+        close = difflib.get_close_matches(name, list(ENGINES), n=1)
+        guess = f"did you mean '{close[0]}'? " if close else ""
+        raise InputError(
+            f"There is no engine '{name}'.", hint=f"{guess}known: {', '.join(ENGINES)}"
+        )
+    return ENGINES[name]
+
+
+def config_class(name: str) -> type[Any]:
+    """The frozen dataclass of the engine's own settings. Raises InputError for a wrong name."""
+    module, _, config = _entry(name)
+    return getattr(importlib.import_module(module), config)  # type: ignore[no-any-return]
+
+
+def load(name: str) -> Callable[[Any, EngineContext], Engine]:
+    """The engine's class; call it with its config and a context. Raises InputError."""
+    module, engine, _ = _entry(name)
+    return getattr(importlib.import_module(module), engine)  # type: ignore[no-any-return]

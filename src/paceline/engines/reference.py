@@ -1,0 +1,281 @@
+"""Hugging Face transformers, batch by batch: the definition of right.
+
+Every other engine is held to what this one gives. It is plain on purpose: prompts sorted by
+length, cut into batches, padded on the left, decoded greedily by `generate`. Padding after a
+sequence's EOS is cut, so EOS appears once and counts once.
+
+Batches are formed from the prompts longest first, in a fixed order that depends on the prompts
+alone, and a batch is answered as a whole. A resumed run therefore forms the batches that were
+left, each with the same members, and gives the same tokens.
+
+Precision, device and batch size are the user's choice and part of the manifest; nothing here
+falls back to another.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import queue
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from paceline.engines import Completion, EngineContext, Request, Sink
+from paceline.errors import CheckpointError, EngineError, InputError, MissingExtraError
+
+__all__ = ["ReferenceConfig", "ReferenceEngine"]
+
+log = logging.getLogger(__name__)
+
+_DTYPES = ("float32", "bfloat16", "float16")
+_DEVICES = ("auto", "cpu", "cuda", "rocm")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReferenceConfig:
+    """Settings of the reference engine."""
+
+    dtype: str = "float32"
+    """float32, bfloat16 or float16: weights, activations and KV cache."""
+
+    device: str = "auto"
+    """cpu, cuda, rocm, or auto: the first GPU if the machine has one."""
+
+    batch_size: int = 32
+    """Prompts decoded together."""
+
+    num_threads: int = 0
+    """CPU threads of PyTorch; 0 leaves PyTorch's own choice."""
+
+    def __post_init__(self) -> None:
+        if self.dtype not in _DTYPES:
+            raise InputError(
+                f"engine.reference.dtype is '{self.dtype}'.", hint=f"one of {', '.join(_DTYPES)}"
+            )
+        if self.device not in _DEVICES:
+            raise InputError(
+                f"engine.reference.device is '{self.device}'.",
+                hint=f"one of {', '.join(_DEVICES)}",
+            )
+        if self.batch_size < 1 or self.num_threads < 0:
+            raise InputError("engine.reference: batch_size is at least 1, num_threads at least 0.")
+
+
+class ReferenceEngine:
+    """Greedy decoding with transformers; one worker thread owns the model."""
+
+    def __init__(self, config: ReferenceConfig, context: EngineContext) -> None:
+        self._config = config
+        self._context = context
+        self._queue: queue.SimpleQueue[tuple[Sequence[Request], Sink] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._work, name="reference-engine", daemon=True)
+        self._idle = threading.Condition()
+        self._pending = 0
+        self._model: Any = None
+        self._facts: dict[str, Any] = {}
+
+    def start(self) -> None:
+        torch = _import_torch()
+        if self._config.num_threads:
+            torch.set_num_threads(self._config.num_threads)
+        device = _resolve_device(self._config.device, torch)
+        self._context.report("loading the model", None)
+        start_s = time.perf_counter()
+        self._model = _load_model(self._context.model, self._config.dtype, device, torch)
+        self._facts = {
+            "device": device,
+            "device_name": torch.cuda.get_device_name() if device != "cpu" else "cpu",
+            "dtype": self._config.dtype,
+            "load_s": round(time.perf_counter() - start_s, 3),
+            "num_threads": torch.get_num_threads(),
+        }
+        self._thread.start()
+
+    def submit(self, requests: Sequence[Request], sink: Sink) -> None:
+        with self._idle:
+            self._pending += 1
+        self._queue.put((requests, sink))
+
+    def drain(self) -> None:
+        with self._idle:
+            self._idle.wait_for(lambda: self._pending == 0)
+
+    def close(self) -> None:
+        self._queue.put(None)
+        if self._thread.is_alive():
+            self._thread.join()
+        self._model = None
+
+    def describe(self) -> dict[str, Any]:
+        return dict(self._facts)
+
+    def _work(self) -> None:
+        while (item := self._queue.get()) is not None:
+            requests, sink = item
+            for batch in batches(requests, self._config.batch_size):
+                try:
+                    completions = self._generate(batch, sink)
+                except Exception as error:  # whatever torch raises ends the run, by name
+                    log.exception("a batch of %d prompts failed", len(batch))
+                    problem = _explain(error, self._config)
+                    for request in batch:
+                        sink.failed(request.request_id, problem)
+                    continue
+                for completion in completions:
+                    sink.first_token(completion.request_id, int(completion.token_ids[0]))
+                sink.done_all(completions)
+            with self._idle:
+                self._pending -= 1
+                self._idle.notify_all()
+
+    def _generate(self, batch: Sequence[Request], sink: Sink) -> list[Completion]:
+        """Decode one batch. All of its requests have the same limits."""
+        import torch
+        from transformers import GenerationConfig, StoppingCriteriaList
+
+        eos = self._context.eos_token_id
+        padded_len = max(len(request.token_ids) for request in batch)
+        ids = np.full((len(batch), padded_len), eos, dtype=np.int64)
+        mask = np.zeros_like(ids)
+        for row, request in enumerate(batch):
+            ids[row, padded_len - len(request.token_ids) :] = request.token_ids
+            mask[row, padded_len - len(request.token_ids) :] = 1
+        settings = GenerationConfig(
+            max_new_tokens=batch[0].max_new_tokens,
+            min_new_tokens=batch[0].min_new_tokens,
+            do_sample=False,
+            num_beams=1,
+            eos_token_id=eos,
+            pad_token_id=eos,
+        )
+
+        def count_step(input_ids: Any, scores: Any, **_: Any) -> Any:
+            del scores
+            sink.progress(len(batch))
+            return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
+
+        with torch.inference_mode():
+            output = self._model.generate(
+                torch.from_numpy(ids).to(self._model.device),
+                attention_mask=torch.from_numpy(mask).to(self._model.device),
+                generation_config=settings,
+                stopping_criteria=StoppingCriteriaList([count_step]),
+            )
+        rows = output[:, padded_len:].cpu().numpy()
+        return [_completion(request, row, eos) for request, row in zip(batch, rows, strict=True)]
+
+
+def batches(requests: Sequence[Request], batch_size: int) -> list[list[Request]]:
+    """Cut requests into batches: equal limits, longest prompts first, ties by their ids.
+
+    Only the last batch of each pair of limits is short, so taking whole batches away leaves
+    the others as they were.
+    """
+    ordered = sorted(
+        requests,
+        key=lambda r: (
+            r.max_new_tokens,
+            r.min_new_tokens,
+            -len(r.token_ids),
+            r.token_ids.tobytes(),
+            r.request_id,
+        ),
+    )
+    groups: list[list[Request]] = []
+    for request in ordered:
+        group = groups[-1] if groups else None
+        if group is None or len(group) == batch_size or _limits(group[0]) != _limits(request):
+            groups.append([request])
+        else:
+            group.append(request)
+    return groups
+
+
+def _limits(request: Request) -> tuple[int, int]:
+    return request.max_new_tokens, request.min_new_tokens
+
+
+def _completion(request: Request, row: Any, eos_token_id: int) -> Completion:
+    """Cut a row of ids after its first EOS; the rest of the row is padding."""
+    ends = np.flatnonzero(row == eos_token_id)
+    kept = row[: ends[0] + 1] if len(ends) else row
+    return Completion(
+        request.request_id,
+        np.ascontiguousarray(kept, dtype=np.int32),
+        "stop" if len(ends) else "length",
+    )
+
+
+def _import_torch() -> Any:
+    for package in ("torch", "transformers"):
+        if importlib.util.find_spec(package) is None:
+            raise MissingExtraError(
+                f"The reference engine needs {package}, which is not installed.",
+                hint="pip install 'paceline[demo]' -c constraints.txt",
+            )
+    import torch
+
+    return torch
+
+
+def _resolve_device(device: str, torch: Any) -> str:
+    """The torch device: "cpu" or "cuda" (ROCm builds of PyTorch call their devices cuda too)."""
+    has_gpu = torch.cuda.is_available()
+    if device == "auto":
+        return "cuda" if has_gpu else "cpu"
+    if device == "cpu":
+        return device
+    built_for = "rocm" if torch.version.hip else "cuda" if torch.version.cuda else "cpu"
+    if not has_gpu or built_for != device:
+        raise EngineError(
+            f"engine.reference.device is '{device}', but this PyTorch ({torch.__version__}) is "
+            f"built for {built_for} and sees {torch.cuda.device_count()} GPUs.",
+            hint=f"install a {device} build of PyTorch, or --set engine.reference.device=cpu",
+        )
+    return "cuda"
+
+
+def _load_model(path: Path | None, dtype: str, device: str, torch: Any) -> Any:
+    """Load a Hugging Face directory or a GGUF file. Raises CheckpointError."""
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging as transformers_logging
+
+    if path is None:
+        raise CheckpointError("The reference engine needs a model.", hint="--model PATH")
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    folder, options = (path.parent, {"gguf_file": path.name}) if path.is_file() else (path, {})
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            str(folder), dtype=getattr(torch, dtype), local_files_only=True, **options
+        )
+    except torch.OutOfMemoryError as error:
+        raise EngineError(f"The model does not fit: {error}") from error
+    except Exception as error:  # transformers raises many kinds; each means the checkpoint
+        log.exception("loading %s failed", path)
+        raise CheckpointError(
+            f"Cannot load a model from {path}: {type(error).__name__}: {_first_line(error)}",
+            hint="check that the download is whole and the path is a Hugging Face directory "
+            "(config.json, *.safetensors) or a GGUF file",
+        ) from error
+    return model.to(device).eval()
+
+
+def _explain(error: Exception, config: ReferenceConfig) -> EngineError:
+    if "out of memory" in str(error).lower():
+        smaller = max(1, config.batch_size // 2)
+        return EngineError(
+            f"Out of memory with batches of {config.batch_size}: {_first_line(error)}",
+            hint=f"--set engine.reference.batch_size={smaller}",
+        )
+    return EngineError(f"A batch failed: {type(error).__name__}: {_first_line(error)}")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or "no message").splitlines()[0][:300]

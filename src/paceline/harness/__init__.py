@@ -1,0 +1,13 @@
+"""Drives LoadGen against an engine and judges what comes back.
+
+run.py         a whole run: directory, tests, verdict
+child.py       the process of one LoadGen test
+loadgen.py     the only door to LoadGen
+offline.py     the SUT of the Offline scenario
+verdict.py     logs to VALID, PASS and the figures
+provenance.py  what made the run
+"""
+
+from paceline.harness.run import Observer, resume, run
+
+__all__ = ["Observer", "resume", "run"]

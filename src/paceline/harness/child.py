@@ -1,0 +1,221 @@
+"""The process that runs one LoadGen test: `python -m paceline.harness.child RUN_DIR MODE FD FD`.
+
+LoadGen's test blocks until every sample is answered and cannot be called off, so what may go
+wrong is watched from a second thread, which ends the process: an engine that failed, an engine
+that made nothing for too long, a parent that is gone or wants to stop. Finished accuracy samples
+are in the journal by then, whatever happens here.
+
+Events go to the parent as JSON lines on the first descriptor:
+
+    {"event": "loading", "what": text, "fraction": number or null}
+    {"event": "started"}
+    {"event": "progress", "issued", "answered", "resumed", "tokens", "made", "elapsed_s"}
+    {"event": "error", "kind", "message", "hint", "exit_code"}
+    {"event": "finished", "engine": description, "resumed", "torn_lines", "tokens", "elapsed_s"}
+
+The second descriptor is the parent's: when it closes, this process ends.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import select
+import sys
+import threading
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+from paceline import engines
+from paceline.config import RunConfig
+from paceline.errors import EngineError, InterruptedRun, PacelineError
+from paceline.harness import loadgen
+from paceline.harness.offline import Limits, OfflineSut
+from paceline.mlperf import dataset, rules
+from paceline.rundir import Journal, RunDir
+
+__all__ = ["Child", "main"]
+
+log = logging.getLogger(__name__)
+
+_REPORT_EVERY_S = 0.25
+_TIMELINE_EVERY_S = 1.0
+_NAMED_IN_FLIGHT = 10
+
+
+class Child:
+    """One LoadGen test in this process."""
+
+    def __init__(self, run: RunDir, mode: str, *, event_fd: int, control_fd: int) -> None:
+        self._run = run
+        self._mode = mode
+        self._events = os.fdopen(event_fd, "w", buffering=1)
+        self._event_lock = threading.Lock()
+        self._control_fd = control_fd
+        self._config = RunConfig.from_json(run.read_manifest()["config"])
+        self._folder = run.test_dir(mode)
+        self._journal: Journal | None = None
+        self._engine: engines.Engine | None = None
+        self._sut: OfflineSut | None = None
+        self._started_s: float | None = None
+        self._over = threading.Event()
+
+    def execute(self) -> None:
+        """Run the test; raises PacelineError when it cannot be run to its end."""
+        threading.Thread(target=self._watch, name="watch", daemon=True).start()
+        prompts = self._read_prompts()
+        os.chdir(self._folder)  # where LoadGen looks for an audit.config: never the user's folder
+        loadgen.start_test(
+            self._config, self._mode, self._folder, sut=lambda: self._make_sut(prompts)
+        )
+        assert self._engine is not None and self._sut is not None and self._started_s is not None
+        elapsed_s = time.monotonic() - self._started_s
+        self._engine.drain()
+        facts = self._engine.describe()
+        self._over.set()
+        self._engine.close()
+        if self._journal is not None:
+            self._journal.close()
+        if self._sut.error is not None:
+            raise self._sut.error
+        self._send_progress(elapsed_s)
+        self.send(
+            event="finished",
+            engine=facts,
+            resumed=self._sut.counts.resumed,
+            torn_lines=self._journal.torn_lines if self._journal else 0,
+            tokens=self._sut.counts.tokens,
+            elapsed_s=round(elapsed_s, 6),
+        )
+
+    def send(self, **event: Any) -> None:
+        with self._event_lock:
+            self._events.write(json.dumps(event) + "\n")
+            self._events.flush()
+
+    def send_error(self, error: BaseException) -> int:
+        """Tell the parent what ended the test; returns the exit code for it."""
+        known = isinstance(error, PacelineError)
+        exit_code = error.exit_code if isinstance(error, PacelineError) else 70
+        self.send(
+            event="error",
+            kind=type(error).__name__,
+            message=error.message if isinstance(error, PacelineError) else f"{error!r}",
+            hint=error.hint if isinstance(error, PacelineError) else None,
+            known=known,
+            exit_code=exit_code,
+        )
+        return exit_code
+
+    def _read_prompts(self) -> list[engines.TokenIds]:
+        self.send(event="loading", what="reading the dataset", fraction=None)
+        loaded = dataset.load_dataset(
+            self._config.data_path, trust_pickle=self._config.trust_pickle
+        )
+        rows = rules.sample_rows(loaded.num_samples, self._config.num_samples)
+        return [loaded.prompts[row] for row in rows]
+
+    def _make_sut(self, prompts: list[engines.TokenIds]) -> OfflineSut:
+        config, benchmark = self._config, rules.benchmark(self._config.benchmark)
+        context = engines.EngineContext(
+            model=config.model_path,
+            eos_token_id=benchmark.eos_token_id,
+            vocabulary_size=benchmark.vocabulary_size,
+            max_new_tokens=benchmark.max_new_tokens,
+            log_dir=self._run.path / "log",
+            report=lambda what, fraction: self.send(event="loading", what=what, fraction=fraction),
+        )
+        self._engine = engines.load(config.engine)(config.engine_config, context)
+        self._engine.start()
+        limits = Limits(benchmark.max_new_tokens, benchmark.min_new_tokens)
+        sut = OfflineSut(self._engine, prompts, limits, respond=loadgen.complete)
+        if self._mode == "accuracy":
+            self._journal = Journal(self._folder / "journal.jsonl")
+            sut.keep_order(self._journal, self._journal.read())
+        self._sut = sut
+        self._started_s = time.monotonic()
+        sut.last_activity_s = self._started_s
+        self.send(event="started")
+        return sut
+
+    def _watch(self) -> None:
+        """Report progress; end the process when the test cannot go on."""
+        timeline_s = 0.0
+        with (self._folder / "timeline.jsonl").open("w") as timeline:
+            while not self._over.wait(0.0):
+                gone, _, _ = select.select([self._control_fd], [], [], _REPORT_EVERY_S)
+                if gone:
+                    self._end(InterruptedRun("The run was stopped."))
+                sut, started_s = self._sut, self._started_s
+                if sut is None or started_s is None:
+                    continue
+                if sut.error is not None:
+                    self._end(sut.error)
+                elapsed_s = time.monotonic() - started_s
+                self._send_progress(elapsed_s)
+                if elapsed_s - timeline_s >= _TIMELINE_EVERY_S:
+                    timeline_s = elapsed_s
+                    timeline.write(json.dumps(self._progress(elapsed_s)) + "\n")
+                self._check_stall(sut)
+
+    def _check_stall(self, sut: OfflineSut) -> None:
+        silent_s = time.monotonic() - sut.last_activity_s
+        if silent_s > self._config.stall_timeout_s and (stuck := sut.in_flight()):
+            named = ", ".join(str(index) for index in stuck[:_NAMED_IN_FLIGHT])
+            more = f" and {len(stuck) - _NAMED_IN_FLIGHT} more" if stuck[_NAMED_IN_FLIGHT:] else ""
+            self._end(
+                EngineError(
+                    f"The engine made nothing for {silent_s:.0f} s. In flight: {len(stuck)} "
+                    f"samples, {named}{more}.",
+                    hint=f"see {self._run.log_path(self._mode)}; "
+                    f"paceline run --resume {self._run.path} goes on from the finished samples",
+                )
+            )
+
+    def _progress(self, elapsed_s: float) -> dict[str, Any]:
+        assert self._sut is not None
+        counts = self._sut.counts
+        return {
+            "issued": counts.issued,
+            "answered": counts.answered,
+            "resumed": counts.resumed,
+            "tokens": counts.tokens,
+            "made": max(counts.made, counts.tokens),
+            "elapsed_s": round(elapsed_s, 3),
+        }
+
+    def _send_progress(self, elapsed_s: float) -> None:
+        self.send(event="progress", **self._progress(elapsed_s))
+
+    def _end(self, error: PacelineError) -> None:
+        """Leave now. LoadGen's test cannot be called off, so the process goes instead."""
+        try:
+            code = self.send_error(error)
+        except OSError:  # the parent is gone: nobody to tell
+            code = error.exit_code
+        os._exit(code)
+
+
+def main(arguments: list[str]) -> int:
+    """Entry of the child process."""
+    run_dir, mode, event_fd, control_fd = arguments
+    logging.basicConfig(
+        level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s"
+    )
+    run = RunDir.open(Path(run_dir))
+    child = Child(run, mode, event_fd=int(event_fd), control_fd=int(control_fd))
+    try:
+        child.execute()
+    except Exception as error:
+        traceback.print_exc()
+        code = child.send_error(error)
+        sys.stderr.flush()
+        os._exit(code)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,176 @@
+"""From LoadGen's logs to a verdict: VALID or INVALID, PASS or FAIL, and every reason.
+
+VALID and INVALID are LoadGen's words on a performance test. PASS and FAIL are ours: of an
+accuracy test, whether each figure holds its bounds and the log is whole; of a run, whether all
+that was asked for is VALID and PASS. A run that did not get to its end is INCOMPLETE.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from paceline.config import RunConfig
+from paceline.errors import DataError
+from paceline.mlperf import dataset, rules
+from paceline.mlperf.accuracy_log import Finding, read_accuracy
+from paceline.mlperf.logs import DetailLog, read_detail
+from paceline.mlperf.scoring import Score, accuracy_text, score_accuracy
+from paceline.mlperf.tokenizer import load_tokenizer
+from paceline.rundir import RunDir, file_sha256, write_atomically
+
+__all__ = ["judge", "judge_accuracy", "judge_performance", "tests_of"]
+
+Progress = Callable[[int, int], None]
+
+_ERRORS_SHOWN = 3
+
+
+def tests_of(mode: str) -> tuple[str, ...]:
+    """The LoadGen tests of a run's mode, in the order they run."""
+    return ("performance", "accuracy") if mode == "all" else (mode,)
+
+
+def judge(config: RunConfig, results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The run's verdict from the results of its tests. `results` holds the tests that ended."""
+    performance, accuracy = results.get("performance", {}), results.get("accuracy", {})
+    findings = [*performance.get("findings", ()), *accuracy.get("findings", ())]
+    complete = all(test in results for test in tests_of(config.mode))
+    passed = complete and all(finding["passed"] for finding in findings)
+    bounds = rules.benchmark(config.benchmark).accuracy
+    return {
+        "verdict": ("PASS" if passed else "FAIL") if complete else "INCOMPLETE",
+        "result": performance.get("result"),
+        "accuracy": accuracy.get("result"),
+        "tokens_per_second": performance.get("tokens_per_second"),
+        "samples_per_second": performance.get("samples_per_second"),
+        "duration_s": performance.get("duration_s"),
+        **{metric: accuracy.get(metric) for metric in rules.ACCURACY_METRICS},
+        "targets": {
+            metric: {"low": bound.low, "high": bound.high} for metric, bound in bounds.items()
+        },
+        "benchmark": config.benchmark,
+        "scenario": config.scenario,
+        "round": config.round,
+        "mode": config.mode,
+        "engine": config.engine,
+        "num_samples": config.num_samples,
+        "is_submission": not config.shortfalls,
+        "shortfalls": list(config.shortfalls),
+        "findings": findings,
+    }
+
+
+def judge_performance(config: RunConfig, run: RunDir) -> dict[str, Any]:
+    """Read the performance test's detail log."""
+    log = read_detail(run.test_dir("performance") / "mlperf_log_detail.txt")
+    result = log.get("result_validity")
+    duration_s = _number(log, "result_max_latency_ns", 1e-9)
+    reason = log.get("result_invalid_reason")
+    return {
+        "result": result if isinstance(result, str) else None,
+        "tokens_per_second": _number(log, "result_tokens_per_second"),
+        "samples_per_second": _number(log, "result_samples_per_second"),
+        "duration_s": duration_s,
+        "findings": [
+            _finding(
+                "performance.valid",
+                result == "VALID",
+                f"LoadGen says {result}" + (f": {_one_line(reason)}" if reason else ""),
+            ),
+            _errors(log, "performance"),
+            _finding(
+                "performance.duration",
+                duration_s is not None and duration_s * 1000 >= config.loadgen.min_duration_ms,
+                f"{duration_s} s, at least {config.loadgen.min_duration_ms / 1000:g} s",
+            ),
+        ],
+    }
+
+
+def judge_accuracy(
+    config: RunConfig, run: RunDir, *, progress: Progress | None = None
+) -> dict[str, Any]:
+    """Score the accuracy log; writes accuracy.txt and scores.parquet beside it.
+
+    Raises DataError when the log cannot be scored at all.
+    """
+    folder = run.test_dir("accuracy")
+    path = folder / "mlperf_log_accuracy.json"
+    loaded = dataset.load_dataset(config.data_path, trust_pickle=config.trust_pickle)
+    rows = rules.sample_rows(loaded.num_samples, config.num_samples)
+    benchmark = rules.benchmark(config.benchmark)
+    if config.tokenizer_path is None:
+        raise DataError(
+            "The answers cannot be turned into text: the run has no tokenizer.",
+            hint="--set data.tokenizer=PATH, or --model PATH",
+        )
+    score = score_accuracy(
+        read_accuracy(path),
+        [loaded.references[row] for row in rows],
+        decode=load_tokenizer(config.tokenizer_path).decode_batch,
+        num_samples=config.num_samples,
+        vocab_size=benchmark.vocabulary_size,
+        progress=progress,
+    )
+    write_atomically(folder / "accuracy.txt", accuracy_text(score, sha256=file_sha256(path)))
+    _write_scores(folder / "scores.parquet", score)
+    findings = [
+        _finding(f"accuracy.{f.rule}", f.passed, f.detail)
+        for f in score.findings
+        if isinstance(f, Finding)
+    ]
+    findings.append(_errors(read_detail(folder / "mlperf_log_detail.txt"), "accuracy"))
+    for metric, bound in benchmark.accuracy.items():
+        value = float(getattr(score, metric))
+        limits = f"at least {bound.low:g}" + (f", at most {bound.high:g}" if bound.high else "")
+        findings.append(_finding(f"accuracy.{metric}", bound.hold(value), f"{value}, {limits}"))
+    return {
+        "result": "PASS" if all(finding["passed"] for finding in findings) else "FAIL",
+        **{metric: float(getattr(score, metric)) for metric in rules.ACCURACY_METRICS},
+        "findings": findings,
+    }
+
+
+def _write_scores(path: Path, score: Score) -> None:
+    """Per-sample figures, for whoever wants to look at the worst ones."""
+    import io
+
+    import pandas as pd
+
+    frame = pd.DataFrame(
+        {
+            "sample_index": score.sample_index,
+            "rouge1": score.per_sample[:, 0],
+            "rouge2": score.per_sample[:, 1],
+            "rougeL": score.per_sample[:, 2],
+            "num_tokens": score.num_tokens,
+        }
+    )
+    buffer = io.BytesIO()
+    frame.to_parquet(buffer, index=False)
+    write_atomically(path, buffer.getvalue())
+
+
+def _errors(log: DetailLog, test: str) -> dict[str, Any]:
+    problems = [f"line {bad.line_no}: {bad.detail}" for bad in log.malformed]
+    problems += [_one_line(record.value) for record in log.errors]
+    shown = "; ".join(problems[:_ERRORS_SHOWN])
+    return _finding(f"{test}.loadgen_errors", not problems, shown or "LoadGen logged no errors")
+
+
+def _number(log: DetailLog, key: str, factor: float = 1.0) -> float | None:
+    value = log.get(key)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) * factor if factor != 1.0 else float(value)
+
+
+def _finding(rule: str, passed: bool, detail: str) -> dict[str, Any]:
+    return dataclasses.asdict(Finding(rule=rule, passed=passed, detail=detail))
+
+
+def _one_line(value: object) -> str:
+    return " ".join(str(value).split())
