@@ -1,0 +1,304 @@
+"""Where weights come from: a Hugging Face directory, a GGUF file, or a random generator.
+
+A source says what the model is (`config`) and gives one named weight at a time, a rank's
+share of it, on the device it is wanted on. Names are Hugging Face's.
+
+Shape letters (this file)
+    N   output width of a weight
+    K   input width
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import OrderedDict
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from paceline.native.errors import NativeError
+from paceline.native.fused import FP8_DTYPE, FP8_MAX
+from paceline.native.model import ModelConfig
+from paceline.native.rotary import RopeConfig
+
+__all__ = ["Part", "RandomSource", "SafetensorsSource", "Source", "hf_config", "open_source"]
+
+_ALL = slice(None)
+
+
+@dataclass(slots=True)
+class Part:
+    """A stored weight: value ~ weight * weight_scale where that is given (FP8 codes).
+
+    weight_scale is () or (N,) float32; input_scale is () float32 or None.
+    """
+
+    weight_NK: Tensor
+    weight_scale: Tensor | None = None
+    input_scale: Tensor | None = None
+
+
+class Source(Protocol):
+    """What `weights.load` reads from."""
+
+    config: ModelConfig
+
+    def part(self, name: str, *, rows: slice, columns: slice, device: torch.device) -> Part: ...
+
+    def vector(self, name: str, device: torch.device) -> Tensor: ...
+
+    def kv_scale(self, layer: int) -> tuple[float, float]: ...
+
+
+def open_source(weights: str, *, quantization: str) -> Source:
+    """The source that `weights` names: a directory, a .gguf file or "random:NAME[:layers=N]".
+
+    Raises
+        NativeError  there is none, or it is not a Llama model.
+    """
+    if weights.startswith("random:"):
+        return RandomSource(weights.removeprefix("random:"), is_fp8=quantization != "none")
+    path = Path(weights)
+    if path.is_file() and path.suffix == ".gguf":
+        from paceline.native.gguf_file import GgufSource
+
+        return GgufSource(path)
+    if (path / "config.json").is_file():
+        return SafetensorsSource(path)
+    raise NativeError(
+        f"no checkpoint at {weights}",
+        hint="give a directory with config.json, a .gguf file, or random:NAME",
+    )
+
+
+def hf_config(raw: dict[str, Any], *, generation: dict[str, Any] | None = None) -> ModelConfig:
+    """A config.json, and generation_config.json if there is one, as a ModelConfig.
+
+    Raises
+        NativeError  it is not a Llama model, or one with biases or an unknown rotation.
+    """
+    if raw.get("model_type") != "llama":
+        raise NativeError(f"model_type {raw.get('model_type')!r} is not llama")
+    for key in ("attention_bias", "mlp_bias"):
+        if raw.get(key):
+            raise NativeError(f"config.json has {key}: linear layers with bias are not run")
+    num_heads = raw["num_attention_heads"]
+    head_size = raw.get("head_dim") or raw["hidden_size"] // num_heads
+    eos = (generation or {}).get("eos_token_id", raw.get("eos_token_id"))
+    return ModelConfig(
+        num_layers=raw["num_hidden_layers"],
+        hidden_size=raw["hidden_size"],
+        intermediate_size=raw["intermediate_size"],
+        num_heads=num_heads,
+        num_kv_heads=raw.get("num_key_value_heads") or num_heads,
+        head_size=head_size,
+        vocab_size=raw["vocab_size"],
+        rms_norm_eps=raw.get("rms_norm_eps", 1e-6),
+        max_context_len=raw.get("max_position_embeddings", 2048),
+        rope=_rope_config(raw, head_size),
+        eos_token_ids=tuple(eos) if isinstance(eos, list) else (() if eos is None else (eos,)),
+        tied_embeddings=bool(raw.get("tie_word_embeddings", False)),
+    )
+
+
+def _rope_config(raw: dict[str, Any], head_size: int) -> RopeConfig:
+    scaling = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
+    theta = float(scaling.get("rope_theta", raw.get("rope_theta", 10000.0)))
+    kind = scaling.get("rope_type", scaling.get("type", "default"))
+    if kind == "default":
+        return RopeConfig(theta=theta, head_size=head_size)
+    if kind == "linear":
+        return RopeConfig(theta=theta, head_size=head_size, factor=scaling["factor"])
+    if kind == "llama3":
+        return RopeConfig(
+            theta=theta,
+            head_size=head_size,
+            factor=scaling["factor"],
+            low_freq_factor=scaling["low_freq_factor"],
+            high_freq_factor=scaling["high_freq_factor"],
+            original_len=scaling["original_max_position_embeddings"],
+        )
+    raise NativeError(f"rope_type {kind!r} is not known; default, linear and llama3 are")
+
+
+class SafetensorsSource:
+    """A Hugging Face directory: one model.safetensors, or shards with their index.
+
+    Reads bf16, fp16 and fp32, and FP8 as compressed-tensors and modelopt store it: codes in
+    `weight`, `weight_scale` of one element or one per output channel, `input_scale` if the
+    activations' scale is fixed, `k_scale` and `v_scale` of the cache.
+    """
+
+    # A layer may lie across two files; an older file is closed, so its pages can be dropped.
+    _MAX_OPEN = 2
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        raw = json.loads((directory / "config.json").read_text())
+        generation = directory / "generation_config.json"
+        self.config = hf_config(
+            raw, generation=json.loads(generation.read_text()) if generation.is_file() else None
+        )
+        self._file_of = self._index()
+        self._open: OrderedDict[str, Any] = OrderedDict()
+
+    def part(self, name: str, *, rows: slice, columns: slice, device: torch.device) -> Part:
+        weight = self._handle(f"{name}.weight").get_slice(f"{name}.weight")[rows, columns]
+        weight_NK = weight.to(device, non_blocking=True)
+        if weight_NK.dtype != FP8_DTYPE:
+            return Part(weight_NK)
+        scale = self.vector(f"{name}.weight_scale", device).float()
+        num_rows = self._handle(f"{name}.weight").get_slice(f"{name}.weight").get_shape()[0]
+        if scale.numel() == 1:
+            scale = scale.reshape(())
+        elif scale.numel() == num_rows:
+            scale = scale.reshape(-1)[rows].contiguous()
+        else:
+            raise NativeError(f"{name}.weight_scale {tuple(scale.shape)}: blocks are not read")
+        input_name = f"{name}.input_scale"
+        if input_name not in self._file_of:
+            return Part(weight_NK, scale)
+        return Part(weight_NK, scale, self.vector(input_name, device).float().amax())
+
+    def vector(self, name: str, device: torch.device) -> Tensor:
+        tensor: Tensor = self._handle(name).get_tensor(name)
+        return tensor.to(device)
+
+    def kv_scale(self, layer: int) -> tuple[float, float]:
+        return self._layer_scale(layer, "k"), self._layer_scale(layer, "v")
+
+    def _layer_scale(self, layer: int, which: str) -> float:
+        prefix = f"model.layers.{layer}.self_attn"
+        for name in (f"{prefix}.{which}_scale", f"{prefix}.{which}_proj.{which}_scale"):
+            if name in self._file_of:
+                return float(self.vector(name, torch.device("cpu")).float().amax())
+        return 1.0
+
+    def _index(self) -> dict[str, str]:
+        from safetensors import safe_open
+
+        index = self.directory / "model.safetensors.index.json"
+        if index.is_file():
+            weight_map: dict[str, str] = json.loads(index.read_text())["weight_map"]
+            return weight_map
+        file_of = {}
+        for path in sorted(self.directory.glob("*.safetensors")):
+            with safe_open(path, framework="pt") as handle:
+                file_of.update(dict.fromkeys(handle.keys(), path.name))
+        if not file_of:
+            raise NativeError(f"{self.directory} holds no .safetensors file")
+        return file_of
+
+    def _handle(self, name: str) -> Any:
+        from safetensors import safe_open
+
+        if name not in self._file_of:
+            raise NativeError(f"{self.directory} has no tensor {name}")
+        file = self._file_of[name]
+        if file not in self._open:
+            if not (self.directory / file).is_file():
+                raise NativeError(f"{self.directory / file} is missing", hint="download it again")
+            self._open[file] = safe_open(self.directory / file, framework="pt")
+            if len(self._open) > self._MAX_OPEN:
+                self._open.popitem(last=False)
+        self._open.move_to_end(file)
+        return self._open[file]
+
+
+def _named(layers: int, sizes: tuple[int, int, int, int, int], vocab: int) -> ModelConfig:
+    hidden, inter, heads, kv_heads, head_size = sizes
+    return ModelConfig(
+        num_layers=layers,
+        hidden_size=hidden,
+        intermediate_size=inter,
+        num_heads=heads,
+        num_kv_heads=kv_heads,
+        head_size=head_size,
+        vocab_size=vocab,
+        rms_norm_eps=1e-5,
+        max_context_len=4096,
+        rope=RopeConfig(theta=10000.0, head_size=head_size),
+        eos_token_ids=(2,),
+    )
+
+
+_NAMED = {
+    "llama2-70b": _named(80, (8192, 28672, 64, 8, 128), 32000),
+    "llama2-7b": _named(32, (4096, 11008, 32, 32, 128), 32000),
+    "llama3-8b": _named(32, (4096, 14336, 32, 8, 128), 128256),
+    "tiny": _named(2, (64, 128, 4, 2, 16), 128),
+}
+
+
+class RandomSource:
+    """Weights of a named shape, drawn on the device: speed without a download.
+
+    Values are normal with standard deviation 0.02; FP8 codes are normal with 32, so that all
+    mantissa bits change and the products draw the power that real weights draw.
+    """
+
+    _CODE_STD = 32.0
+    _VALUE_STD = 0.02
+    # Bounds of what the next product reads: a norm's output, attention's, the MLP's.
+    _INPUT_SCALE = {"o_proj": 0.02, "down_proj": 0.2}
+
+    def __init__(self, spec: str, *, is_fp8: bool) -> None:
+        name, *options = spec.split(":")
+        if name not in _NAMED:
+            raise NativeError(f"random:{name} is not one of {', '.join(sorted(_NAMED))}")
+        self.config = _NAMED[name]
+        for option in options:
+            if not (match := re.fullmatch(r"layers=(\d+)", option)):
+                raise NativeError(f"random:{name}: {option!r} is not layers=N")
+            self.config = replace(self.config, num_layers=int(match[1]))
+        self._is_fp8 = is_fp8
+        self._generators: dict[str, torch.Generator] = {}
+
+    def part(self, name: str, *, rows: slice, columns: slice, device: torch.device) -> Part:
+        num_rows, num_columns = self._shape(name)
+        shape = (len(range(num_rows)[rows]), len(range(num_columns)[columns]))
+        is_linear = name.startswith("model.layers.")
+        if not (self._is_fp8 and is_linear):
+            return Part(self._normal(shape, device) * self._VALUE_STD)
+        codes = torch.empty(shape, dtype=FP8_DTYPE, device=device)
+        for start in range(0, shape[0], 2048):
+            block = codes[start : start + 2048]
+            values = self._normal((block.shape[0], shape[1]), device) * self._CODE_STD
+            block.copy_(values.clamp_(-FP8_MAX, FP8_MAX).to(FP8_DTYPE))
+        scale = torch.tensor(self._VALUE_STD / self._CODE_STD, device=device)
+        input_scale = self._INPUT_SCALE.get(name.rsplit(".", 1)[1], 0.02)
+        return Part(codes, scale, torch.tensor(input_scale, device=device))
+
+    def vector(self, name: str, device: torch.device) -> Tensor:
+        return torch.ones(self.config.hidden_size, device=device)
+
+    def kv_scale(self, layer: int) -> tuple[float, float]:
+        return 1.0, 1.0
+
+    def _normal(self, shape: tuple[int, int], device: torch.device) -> Tensor:
+        key = str(device)
+        if key not in self._generators:
+            self._generators[key] = torch.Generator(device=device).manual_seed(0)
+        return torch.randn(shape, generator=self._generators[key], device=device)
+
+    def _shape(self, name: str) -> tuple[int, int]:
+        config = self.config
+        width = config.hidden_size
+        heads, kv_heads = (
+            n * config.head_size for n in (config.num_heads, config.num_kv_heads)
+        )
+        return {
+            "embed_tokens": (config.vocab_size, width),
+            "lm_head": (config.vocab_size, width),
+            "q_proj": (heads, width),
+            "k_proj": (kv_heads, width),
+            "v_proj": (kv_heads, width),
+            "o_proj": (width, heads),
+            "gate_proj": (config.intermediate_size, width),
+            "up_proj": (config.intermediate_size, width),
+            "down_proj": (width, config.intermediate_size),
+        }[name.rsplit(".", 1)[-1]]

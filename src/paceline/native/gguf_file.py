@@ -1,0 +1,122 @@
+"""A GGUF file as a source of weights: any block format that the gguf package dequantises.
+
+Shape letters (this file)
+    N   output width of a weight
+    K   input width
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from paceline.native.checkpoint import Part
+from paceline.native.errors import NativeError
+from paceline.native.model import ModelConfig
+from paceline.native.rotary import RopeConfig
+
+__all__ = ["GgufSource"]
+
+_NAMES = {
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+}
+_TOP_NAMES = {
+    "model.embed_tokens": "token_embd",
+    "model.norm": "output_norm",
+    "lm_head": "output",
+}
+
+
+class GgufSource:
+    """Weights dequantised to float32, one at a time."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            from gguf import GGUFReader
+        except ImportError as error:
+            raise NativeError("the gguf package is not installed", hint="pip install gguf") from error
+        self.path = path
+        reader = GGUFReader(path)
+        self._tensors = {tensor.name: tensor for tensor in reader.tensors}
+        self._fields = {name: field.contents() for name, field in reader.fields.items()
+                        if not name.startswith("tokenizer.ggml.") or name.endswith("_token_id")}
+        self.config = self._read_config()
+
+    def part(self, name: str, *, rows: slice, columns: slice, device: torch.device) -> Part:
+        weight_NK = self._dequantize(_gguf_name(name))
+        head_counts = {"q_proj": self.config.num_heads, "k_proj": self.config.num_kv_heads}
+        if (heads := head_counts.get(name.rsplit(".", 1)[-1])) is not None:
+            weight_NK = _unpermute(weight_NK, heads)
+        return Part(weight_NK[rows, columns].to(device))
+
+    def vector(self, name: str, device: torch.device) -> Tensor:
+        return self._dequantize(_gguf_name(name.removesuffix(".weight"))).to(device)
+
+    def kv_scale(self, layer: int) -> tuple[float, float]:
+        return 1.0, 1.0
+
+    def _dequantize(self, name: str) -> Tensor:
+        from gguf import dequantize
+
+        if name not in self._tensors:
+            raise NativeError(f"{self.path} has no tensor {name}")
+        tensor = self._tensors[name]
+        return torch.from_numpy(dequantize(tensor.data, tensor.tensor_type).copy())
+
+    def _field(self, name: str, default: Any = None) -> Any:
+        value = self._fields.get(f"llama.{name}", default)
+        if value is None:
+            raise NativeError(f"{self.path} does not say llama.{name}")
+        return value
+
+    def _read_config(self) -> ModelConfig:
+        architecture = self._fields.get("general.architecture")
+        if architecture != "llama":
+            raise NativeError(f"{self.path}: architecture {architecture!r} is not llama")
+        if "rope_freqs.weight" in self._tensors:
+            raise NativeError(f"{self.path}: scaled rotary frequencies of a GGUF are not read")
+        num_heads = self._field("attention.head_count")
+        hidden_size = self._field("embedding_length")
+        head_size = self._field("attention.key_length", hidden_size // num_heads)
+        eos = self._fields.get("tokenizer.ggml.eos_token_id")
+        return ModelConfig(
+            num_layers=self._field("block_count"),
+            hidden_size=hidden_size,
+            intermediate_size=self._field("feed_forward_length"),
+            num_heads=num_heads,
+            num_kv_heads=self._field("attention.head_count_kv", num_heads),
+            head_size=head_size,
+            vocab_size=self._tensors["token_embd.weight"].data.shape[0],
+            rms_norm_eps=self._field("attention.layer_norm_rms_epsilon"),
+            max_context_len=self._field("context_length"),
+            rope=RopeConfig(
+                theta=self._field("rope.freq_base", 10000.0), head_size=head_size
+            ),
+            eos_token_ids=() if eos is None else (int(eos),),
+            tied_embeddings="output.weight" not in self._tensors,
+        )
+
+
+def _gguf_name(name: str) -> str:
+    if name in _TOP_NAMES:
+        return f"{_TOP_NAMES[name]}.weight"
+    _, _, layer, rest = name.split(".", 3)
+    return f"blk.{layer}.{_NAMES[rest]}.weight"
+
+
+def _unpermute(weight_NK: Tensor, num_heads: int) -> Tensor:
+    """llama.cpp rotates neighbours, so its converter interleaves each head's halves; undo it."""
+    width = weight_NK.shape[1]
+    halves = weight_NK.view(num_heads, -1, 2, width)
+    return halves.transpose(1, 2).reshape(-1, width)

@@ -1,0 +1,302 @@
+"""The step loop: plan, queue, and take the ids of the step before.
+
+    step n + 1 is planned and queued while the device runs step n; then the ids of step n
+    are awaited, and the sequences they end leave. So the device never waits for the host,
+    and an end of sequence is noticed one step late: the id computed past it is dropped.
+"""
+
+from __future__ import annotations
+
+import gc
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from paceline.native.cache import PageAllocator
+from paceline.native.checkpoint import Source, open_source
+from paceline.native.errors import NativeError
+from paceline.native.executor import Executor, ExecutorConfig, PendingIds
+from paceline.native.inputs import build_arrays
+from paceline.native.model import ModelConfig
+from paceline.native.parallel import TensorGroup
+from paceline.native.ranks import Ranks
+from paceline.native.schedule import (
+    GenRequest,
+    GenResult,
+    Scheduler,
+    SchedulerConfig,
+    StepPlan,
+)
+
+__all__ = ["Engine", "EngineConfig", "StepRecord"]
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_QUANTIZATIONS = ("none", "fp8-tensor", "fp8-token")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EngineConfig:
+    """What runs, where, and how much of it at once. Lengths and budgets are in tokens.
+
+    weights               a directory, a .gguf file, or "random:NAME[:layers=N]"
+    quantization          how linear layers multiply: "none" in dtype (an FP8 checkpoint is
+                          dequantised); "fp8-tensor" a scale per weight, activations' scales
+                          fixed where the checkpoint fixes them and per token where not;
+                          "fp8-token" a scale per output channel and per token
+    kv_dtype              "auto" is FP8 if the linear layers are, else dtype
+    kv_memory_fraction    of the memory that weights and activations leave, for the cache
+    kv_pages              the cache's size itself, instead
+    max_context_len       None is the checkpoint's; prompt and output together
+    eos_token_id          None is the checkpoint's
+    """
+
+    weights: str
+    device: str = "cpu"
+    dtype: str = "float32"
+    quantization: str = "none"
+    kv_dtype: str = "auto"
+    max_step_tokens: int = 2048
+    max_live_sequences: int = 1024
+    page_len: int = 32
+    kv_memory_fraction: float = 0.95
+    kv_pages: int | None = None
+    max_context_len: int | None = None
+    tensor_parallel: int = 1
+    eos_token_id: int | None = None
+    use_cuda_graphs: bool = True
+
+    def resolve(self, model: ModelConfig) -> ExecutorConfig:
+        """Every "auto" as a value.
+
+        Raises
+            NativeError  a value is not one of its kind's, or two do not go together.
+        """
+        self._check()
+        dtype = _DTYPES[self.dtype]
+        kv_dtypes = {**_DTYPES, "fp8": torch.float8_e4m3fn}
+        kv_dtypes["auto"] = torch.float8_e4m3fn if self.quantization != "none" else dtype
+        return ExecutorConfig(
+            device=torch.device(self.device),
+            dtype=dtype,
+            quantization=self.quantization,
+            kv_dtype=kv_dtypes[self.kv_dtype],
+            max_step_tokens=self.max_step_tokens,
+            max_live_sequences=self.max_live_sequences,
+            page_len=self.page_len,
+            kv_memory_fraction=self.kv_memory_fraction,
+            kv_pages=self.kv_pages,
+            max_context_len=self.max_context_len or model.max_context_len,
+            use_cuda_graphs=self.use_cuda_graphs,
+        )
+
+    def _check(self) -> None:
+        choices = {
+            "dtype": tuple(_DTYPES),
+            "quantization": _QUANTIZATIONS,
+            "kv_dtype": ("auto", "fp8", *_DTYPES),
+        }
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise NativeError(f"{name} {getattr(self, name)!r} is not one of {allowed}")
+        for name in ("max_step_tokens", "max_live_sequences", "tensor_parallel"):
+            if getattr(self, name) < 1:
+                raise NativeError(f"{name} must be at least 1")
+        if self.page_len < 16 or self.page_len % 16:
+            raise NativeError(f"page_len {self.page_len} is not a multiple of 16")
+        if not 0.0 < self.kv_memory_fraction <= 1.0:
+            raise NativeError("kv_memory_fraction must be in (0, 1]")
+        is_cuda = torch.device(self.device).type == "cuda"
+        if is_cuda and not torch.cuda.is_available():
+            raise NativeError("device is cuda and torch finds none", hint="use device cpu")
+        if is_cuda and self.quantization != "none" and self.dtype == "float32":
+            raise NativeError("FP8 products give 16-bit results; dtype must be bfloat16 or float16")
+        if self.kv_dtype not in ("auto", "fp8", self.dtype):
+            raise NativeError(f"kv_dtype {self.kv_dtype} must be fp8 or the dtype, {self.dtype}")
+
+
+@dataclass(frozen=True, slots=True)
+class StepRecord:
+    """A finished step: when its ids came, what it held."""
+
+    done_ns: int
+    num_tokens: int
+    num_decodes: int
+    num_sampled: int
+    context_tokens: int
+
+
+class Engine:
+    """Greedy decoding of a pile of prompts with one model."""
+
+    def __init__(self, config: EngineConfig) -> None:
+        self.config = config
+        self.source: Source = open_source(config.weights, quantization=config.quantization)
+        self.resolved = config.resolve(self.source.config)
+        self.records: list[StepRecord] = []
+        self._incoming: deque[GenRequest] = deque()
+        self._lock = threading.Lock()
+        self._in_flight: tuple[StepPlan, PendingIds] | None = None
+        self._ranks: Ranks | None = None
+        self._failed: NativeError | None = None
+
+    def start(self, progress: Callable[[str, float], None] | None = None) -> None:
+        """Load the weights, warm up and allocate the cache.
+
+        `progress` gets the stage ("weights", "cache", "graphs") and its fraction done.
+        """
+        config = self.resolved
+        group = TensorGroup()
+        if self.config.tensor_parallel > 1:
+            self._ranks = Ranks(self.config, self.config.tensor_parallel)
+            group = self._ranks.join(config.device)
+        self.executor = Executor(config, self.source, group=group)
+        num_pages = self.executor.prepare(progress or (lambda stage, fraction: None))
+        eos = self.config.eos_token_id
+        self.scheduler = Scheduler(
+            SchedulerConfig(
+                max_step_tokens=config.max_step_tokens,
+                max_live_sequences=config.max_live_sequences,
+                max_context_len=config.max_context_len,
+                eos_token_ids=frozenset(self.source.config.eos_token_ids if eos is None else {eos}),
+            ),
+            PageAllocator(num_pages, config.page_len),
+        )
+        if eos is not None:
+            self.executor.llama.eos_E = torch.tensor([eos], device=config.device)
+
+    def add(self, requests: Iterable[GenRequest]) -> None:
+        """Queue requests; any thread may call. Limits are checked here.
+
+        Raises
+            NativeError  a request holds an id outside the vocabulary or can never fit.
+        """
+        vocab_size = self.source.config.vocab_size
+        checked = list(requests)
+        for request in checked:
+            self.scheduler.check(request)
+            if not (min(request.token_ids) >= 0 and max(request.token_ids) < vocab_size):
+                raise NativeError(f"request {request.request_id}: an id is not under {vocab_size}")
+        with self._lock:
+            self._incoming.extend(checked)
+
+    @property
+    def live(self) -> int:
+        """Sequences in the cache now."""
+        return len(self.scheduler.running)
+
+    @property
+    def waiting(self) -> int:
+        """Requests not yet, or no longer, in the cache."""
+        return self.scheduler.num_waiting + len(self._incoming)
+
+    @property
+    def is_idle(self) -> bool:
+        return self._in_flight is None and self.waiting == 0 and self.live == 0
+
+    def step(self) -> list[GenResult]:
+        """Queue one step and take the ids of the one before; return the requests they finish.
+
+        Raises
+            NativeError  a NaN, no memory, a dead rank; the engine gives nothing after it.
+        """
+        if self._failed is not None:
+            raise self._failed
+        try:
+            return self._step()
+        except NativeError as error:
+            self._failed = error
+            raise
+
+    def run_until_idle(self, on_result: Callable[[GenResult], None]) -> None:
+        """Step until nothing is left, handing out results as they come."""
+        was_enabled = gc.isenabled()
+        # A collection walks every object of the process and would stall a step.
+        gc.collect()
+        gc.disable()
+        try:
+            while not self.is_idle:
+                for result in self.step():
+                    on_result(result)
+        finally:
+            if was_enabled:
+                gc.enable()
+
+    def stats(self) -> dict[str, Any]:
+        """Counts since `start`; tokens are those of prompts and outputs that were computed."""
+        allocator = self.scheduler.allocator
+        return {
+            "steps": len(self.records),
+            "tokens": sum(record.num_tokens for record in self.records),
+            "sampled_tokens": sum(record.num_sampled for record in self.records),
+            "dropped_tokens": self.scheduler.num_dropped_tokens,
+            "preemptions": self.scheduler.num_preemptions,
+            "graph_steps": self.executor.num_graph_steps,
+            "kv_pages": allocator.num_pages,
+            "kv_used_fraction": 1.0 - allocator.num_free / allocator.num_pages,
+            "live_sequences": self.live,
+            "waiting_sequences": self.waiting,
+            "max_live_sequences": max((r.num_decodes for r in self.records), default=0),
+            "quantization": self.config.quantization,
+            "kv_dtype": str(self.resolved.kv_dtype).removeprefix("torch."),
+        }
+
+    def close(self) -> None:
+        """End the other ranks and let go of the device's memory."""
+        self._in_flight = None
+        if self._ranks is not None:
+            self._ranks.close()
+            self._ranks = None
+        if hasattr(self, "executor"):
+            del self.executor
+            if self.resolved.device.type == "cuda":
+                torch.cuda.empty_cache()
+
+    def _step(self) -> list[GenResult]:
+        with self._lock:
+            incoming, self._incoming = self._incoming, deque()
+        for request in incoming:
+            self.scheduler.add(request)
+        plan = self.scheduler.schedule()
+        queued = None
+        if plan.num_tokens:
+            queued = (plan, self._queue(plan))
+        elif self._in_flight is None and not self.scheduler.is_idle:
+            raise NativeError("the scheduler has work and plans none of it")
+        before, self._in_flight = self._in_flight, queued
+        if before is None:
+            return []
+        check = self._ranks.check if self._ranks is not None else _nothing
+        return self._take(before[0], before[1].wait(check))
+
+    def _queue(self, plan: StepPlan) -> PendingIds:
+        arrays = build_arrays(
+            plan,
+            page_len=self.resolved.page_len,
+            num_slots=self.resolved.max_live_sequences,
+            pages_per_slot=self.executor.llama.cache.page_table_SI.shape[1],
+        )
+        if self._ranks is not None:
+            self._ranks.send(arrays)
+        return self.executor.execute(arrays)
+
+    def _take(self, plan: StepPlan, token_ids: list[int]) -> list[GenResult]:
+        results = self.scheduler.complete(plan, token_ids)
+        self.records.append(
+            StepRecord(
+                done_ns=time.monotonic_ns(),
+                num_tokens=plan.num_tokens,
+                num_decodes=len(plan.decodes),
+                num_sampled=len(token_ids),
+                context_tokens=sum(item.start + 1 for item in plan.decodes),
+            )
+        )
+        return results
+
+
+def _nothing() -> None:
+    return None
