@@ -117,8 +117,7 @@ def requests_of(prompts: list[list[int]], max_new_tokens: int, **options: Any) -
 def random_prompts(count: int, *, vocab_size: int, seed: int = 1, longest: int = 60) -> list[Any]:
     rng = random.Random(seed)
     return [
-        [rng.randrange(3, vocab_size) for _ in range(rng.randint(1, longest))]
-        for _ in range(count)
+        [rng.randrange(3, vocab_size) for _ in range(rng.randint(1, longest))] for _ in range(count)
     ]
 
 

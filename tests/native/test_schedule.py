@@ -145,9 +145,7 @@ def test_a_full_step_is_cut_to_whole_tiles() -> None:
     assert scheduler.schedule().num_tokens == 56
 
 
-@pytest.mark.parametrize(
-    ("prompt_len", "max_new_tokens"), [(0, 4), (4, 0), (30, 20), (60, 60)]
-)
+@pytest.mark.parametrize(("prompt_len", "max_new_tokens"), [(0, 4), (4, 0), (30, 20), (60, 60)])
 def test_a_request_that_can_never_run_is_refused(prompt_len: int, max_new_tokens: int) -> None:
     scheduler = make_scheduler(num_pages=10, page_len=4, budget=8, live=2)
     with pytest.raises(NativeError):

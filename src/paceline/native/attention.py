@@ -1,7 +1,8 @@
 """Decode attention over the paged cache: one query a sequence.
 
     decode_attention_ref   the definition, in plain PyTorch
-    _decode_attention      the Triton kernel, and `_merge_splits` after it
+    _decode_attention      the Triton kernel, and `_merge_splits` after it; in its place, for
+                           FP8 pages and heads of 128, `decode_sm89`'s kernel
     decode_attention       what `model` calls: checks arguments, launches
 
 Shape letters (this file)
@@ -28,6 +29,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from paceline.native import decode_sm89
 from paceline.native.compiler import pow2, tl, triton, uses_kernel
 from paceline.native.fused import FP8_DTYPE, FP8_MAX
 from paceline.native.rotary import KVScale
@@ -86,7 +88,7 @@ def attend(q_TQd: Tensor, kv: PagedKV, slot: int, start: int) -> Tensor:
     scores = q_HGTd.to(k_Hnd.dtype) @ k_Hnd[:, None].transpose(2, 3) / math.sqrt(head_size)
     if num_tokens > 1:
         position_n = torch.arange(context_len, device=q_TQd.device)
-        hidden = position_n[None, :] > (start + torch.arange(num_tokens, device=q_TQd.device))[:, None]
+        hidden = position_n[None, :] > position_n[start:, None]
         scores = scores.masked_fill(hidden, float("-inf"))
     out_HGTd = torch.softmax(scores.float(), dim=-1).to(v_Hnd.dtype) @ v_Hnd[:, None]
     return out_HGTd.permute(2, 0, 1, 3).reshape(num_tokens, num_heads, head_size)
@@ -203,9 +205,8 @@ def _merge_splits(
     top = tl.load(base + D, mask=held, other=float("-inf"))
     total = tl.load(base + D + 1, mask=held, other=0.0)
     acc = tl.load(base[:, None] + d[None, :], mask=held[:, None], other=0.0)
-    highest = tl.max(top, axis=0)
     # An empty split has -inf; so has every split of a padding row.
-    weight = tl.where(top == float("-inf"), 0.0, tl.exp2(top - highest))
+    weight = tl.exp2(top - tl.maximum(tl.max(top, axis=0), -1e30))
     out = tl.sum(acc * weight[:, None], axis=0) / tl.maximum(tl.sum(total * weight, axis=0), 1e-30)
     if HAS_OUT_SCALE:
         out = tl.minimum(tl.maximum(out / tl.load(out_scale_ptr), -448.0), 448.0)
@@ -264,13 +265,13 @@ def decode_attention(
         decode_attention_ref(q_DQd, kv, decodes, out_DQd=out_DQd, out_scale=out_scale)
         return
     num_rows, num_heads, head_size = q_DQd.shape
-    _, num_kv_heads, page_len, _ = kv.keys_PHNd.shape
-    num_splits = min(_MAX_SPLITS, -(-_ENOUGH_PROGRAMS // (num_rows * num_kv_heads)))
+    num_programs = num_rows * kv.keys_PHNd.shape[1]
+    num_splits = min(_MAX_SPLITS, -(-_ENOUGH_PROGRAMS // num_programs))
     partial = out_DQd
     if num_splits > 1:
         shape = (num_rows, num_heads, num_splits, head_size + 2)
         partial = torch.empty(shape, dtype=torch.float32, device=q_DQd.device)
-    _decode_attention[(num_rows, num_kv_heads, num_splits)](
+    tensors = (
         q_DQd,
         kv.keys_PHNd,
         kv.values_PHNd,
@@ -280,6 +281,34 @@ def decode_attention(
         out_DQd,
         out_DQd if out_scale is None else out_scale,
         partial,
+    )
+    if decode_sm89.can_run(q_DQd, kv.keys_PHNd):
+        decode_sm89.launch(
+            tensors, num_splits=num_splits, qk_scale=score_scale(kv), v_scale=kv.scale.value
+        )
+    else:
+        _launch_triton(tensors, num_splits, kv, has_out_scale=out_scale is not None)
+    if num_splits > 1:
+        _merge_splits[(num_rows * num_heads,)](
+            partial,
+            out_DQd,
+            tensors[7],
+            num_splits,
+            BLOCK_S=_MAX_SPLITS,
+            D=head_size,
+            HAS_OUT_SCALE=out_scale is not None,
+            num_warps=1,
+        )
+
+
+def _launch_triton(
+    tensors: tuple[Tensor, ...], num_splits: int, kv: PagedKV, *, has_out_scale: bool
+) -> None:
+    q_DQd = tensors[0]
+    num_rows, num_heads, head_size = q_DQd.shape
+    _, num_kv_heads, page_len, _ = kv.keys_PHNd.shape
+    _decode_attention[(num_rows, num_kv_heads, num_splits)](
+        *tensors,
         score_scale(kv),
         kv.scale.value,
         kv.page_table_SI.shape[1],
@@ -292,18 +321,7 @@ def decode_attention(
         D=head_size,
         COMPUTE=compute_type(q_DQd.dtype, kv.keys_PHNd.dtype),
         IS_SPLIT=num_splits > 1,
-        HAS_OUT_SCALE=out_scale is not None,
+        HAS_OUT_SCALE=has_out_scale,
         num_warps=4,
         num_stages=3,
     )
-    if num_splits > 1:
-        _merge_splits[(num_rows * num_heads,)](
-            partial,
-            out_DQd,
-            out_DQd if out_scale is None else out_scale,
-            num_splits,
-            BLOCK_S=_MAX_SPLITS,
-            D=head_size,
-            HAS_OUT_SCALE=out_scale is not None,
-            num_warps=1,
-        )

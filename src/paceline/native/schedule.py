@@ -239,6 +239,15 @@ class Scheduler:
                 )
         return results
 
+    def adopt(self, sequence: Sequence, num_pages: int, reserve: int) -> bool:
+        """Run a sequence whose keys and values are in the cache; False if it has no room."""
+        if not self._free_slots or num_pages + reserve > self.allocator.num_free:
+            return False
+        sequence.slot = self._free_slots.pop()
+        sequence.pages = self.allocator.allocate(num_pages)
+        self.running.append(sequence)
+        return True
+
     def _schedule_decodes(self) -> list[Scheduled]:
         decodes: list[Scheduled] = []
         for sequence in list(self.running):

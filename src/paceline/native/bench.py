@@ -1,0 +1,259 @@
+"""The engine measured alone: tokens/s, where a step's time goes, and what bounds it.
+
+    python -m paceline.native.bench --weights random:llama2-70b --lengths FILE --samples 3000
+
+Two kinds of run. A whole run takes the first N pairs of `lengths` (prompt and output tokens)
+from the first prompt to the last token. A steady run (`steady_steps`) starts with the cache
+full of sequences part way through, as the middle of a long run is, and times that many steps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import random
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from paceline.native.errors import NativeError
+from paceline.native.meters import BoardMeter, kernel_times
+from paceline.native.runner import Engine, EngineConfig, StepRecord
+from paceline.native.schedule import GenRequest, Sequence
+
+__all__ = ["BenchOptions", "run_bench"]
+
+# The part of a run that is called steady: full batch, past the first wave of prompts.
+_STEADY_FROM, _STEADY_TO = 0.25, 0.60
+_PROFILED_STEPS = 3
+# Steps after a jump into the middle until the clocks have settled to the load.
+_SETTLE_STEPS = 10
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BenchOptions:
+    """What to measure. `steady_steps` None is a whole run; `num_layers` None is all of them."""
+
+    engine: EngineConfig
+    lengths: Path
+    num_samples: int
+    steady_steps: int | None = None
+    num_layers: int | None = None
+    is_profiled: bool = True
+
+
+def run_bench(options: BenchOptions) -> dict[str, Any]:
+    """Run and measure; every figure is of this run.
+
+    Raises
+        NativeError  the lengths file holds fewer pairs than asked for, or the engine fails.
+    """
+    pairs = json.loads(options.lengths.read_text())[: options.num_samples]
+    if len(pairs) < options.num_samples:
+        raise NativeError(f"{options.lengths} holds {len(pairs)} pairs, not {options.num_samples}")
+    config = options.engine
+    if options.num_layers is not None:
+        config = _with_layers(config, options.num_layers)
+    engine = Engine(config)
+    started = time.monotonic()
+    engine.start(_print_progress)
+    load_s = time.monotonic() - started
+    try:
+        figures = _measure(engine, pairs, options)
+    finally:
+        engine.close()
+    return {"weights": config.weights, "load_s": round(load_s, 1), **figures}
+
+
+def _with_layers(config: EngineConfig, num_layers: int) -> EngineConfig:
+    from dataclasses import replace
+
+    return replace(config, weights=f"{config.weights}:layers={num_layers}")
+
+
+def _print_progress(stage: str, fraction: float) -> None:
+    if fraction == 1.0:
+        print(f"{stage} ready", file=sys.stderr, flush=True)
+
+
+def _requests(pairs: list[list[int]], vocab_size: int) -> list[GenRequest]:
+    rng = random.Random(1)
+    return [
+        GenRequest(
+            request_id=i,
+            token_ids=[rng.randrange(3, vocab_size - 1) for _ in range(prompt_len)],
+            max_new_tokens=output_len,
+            ignore_eos=True,
+        )
+        for i, (prompt_len, output_len) in enumerate(pairs)
+    ]
+
+
+def _measure(engine: Engine, pairs: list[list[int]], options: BenchOptions) -> dict[str, Any]:
+    requests = _requests(pairs, engine.source.config.vocab_size)
+    if options.steady_steps is not None:
+        _fill(engine, requests)
+    engine.add(requests)
+    gc.collect()
+    gc.disable()
+    with BoardMeter(engine.resolved.device) as meter:
+        begin_ns = time.monotonic_ns()
+        returned, profile = _loop(engine, options)
+        end_ns = time.monotonic_ns()
+    gc.enable()
+    records = engine.records
+    window = _window(records, begin_ns, options)
+    if options.steady_steps is None and returned != sum(output for _, output in pairs):
+        raise NativeError(f"{returned} tokens came back of those asked for")
+    duration_s = (end_ns - begin_ns) / 1e9
+    return {
+        "device": _device_name(engine.resolved.device),
+        "torch": torch.__version__,
+        "samples": len(pairs),
+        "duration_s": round(duration_s, 2),
+        "tokens_per_s": round(returned / duration_s, 1) if not options.steady_steps else None,
+        **_rates(engine, window),
+        **profile,
+        **meter.figures(),
+        **engine.stats(),
+    }
+
+
+def _loop(engine: Engine, options: BenchOptions) -> tuple[int, dict[str, Any]]:
+    """Step to the end; profile a few steps where the batch is full. Returned tokens, profile."""
+    returned, profile = 0, {}
+    profile_at = options.steady_steps or 400
+    step = 0
+    while not engine.is_idle:
+        is_cuda = engine.resolved.device.type == "cuda"
+        if options.is_profiled and is_cuda and step == profile_at and options.steady_steps:
+            profile = kernel_times(engine.step, _PROFILED_STEPS)
+            break
+        if options.steady_steps is not None and step == options.steady_steps:
+            break
+        returned += sum(len(result.token_ids) for result in engine.step())
+        step += 1
+    return returned, profile
+
+
+def _window(records: list[StepRecord], begin_ns: int, options: BenchOptions) -> list[StepRecord]:
+    """The steady records; the first one only marks where the time starts."""
+    if options.steady_steps is not None:
+        return records[_SETTLE_STEPS : options.steady_steps - 1]
+    span = records[-1].done_ns - begin_ns
+    low, high = (begin_ns + int(part * span) for part in (_STEADY_FROM, _STEADY_TO))
+    return [record for record in records if low <= record.done_ns <= high]
+
+
+def _rates(engine: Engine, window: list[StepRecord]) -> dict[str, Any]:
+    """Steady figures: rates of tokens, operations and bytes, from counts and the clock."""
+    if len(window) < 2:
+        return {}
+    seconds = (window[-1].done_ns - window[0].done_ns) / 1e9
+    steps = window[1:]
+    model, cache = engine.source.config, engine.executor.llama.cache.config
+    tokens = sum(record.num_tokens for record in steps)
+    sampled = sum(record.num_sampled for record in steps)
+    head = model.hidden_size * model.vocab_size
+    operations = 2 * (tokens * model.linear_parameters + sampled * head)
+    kv_bytes = sum(record.context_tokens for record in steps) * cache.page_bytes // cache.page_len
+    return {
+        "steady_tokens_per_s": round(sampled / seconds, 1),
+        "steady_step_ms": round(1e3 * seconds / len(steps), 2),
+        "steady_step_tokens": round(tokens / len(steps), 1),
+        "steady_decodes": round(sum(record.num_decodes for record in steps) / len(steps), 1),
+        "steady_context_len": round(
+            sum(r.context_tokens for r in steps) / max(1, sum(r.num_decodes for r in steps)), 1
+        ),
+        "steady_tflops": round(operations / seconds / 1e12, 1),
+        "steady_kv_gb_per_step": round(kv_bytes / len(steps) / 1e9, 2),
+    }
+
+
+def _fill(engine: Engine, requests: list[GenRequest]) -> None:
+    """Put the cache in the state of a long run's middle: sequences part way, pages full.
+
+    A request is met in flight with odds of its output's length, anywhere in its output. Its
+    keys and values are drawn, not computed: a step's time does not depend on them.
+    """
+    scheduler, cache = engine.scheduler, engine.executor.llama.cache
+    for tensor in (cache.keys_LPHNd, cache.values_LPHNd):
+        for layer in tensor:
+            for page in layer.split(1024):
+                page.copy_(torch.randn(page.shape, device=page.device).to(page.dtype))
+    rng = random.Random(2)
+    picked = rng.choices(requests, weights=[r.max_new_tokens for r in requests], k=4096)
+    for number, request in enumerate(picked):
+        done = rng.randrange(request.max_new_tokens)
+        sequence = _part_way(request, done, request_id=-1 - number)
+        num_pages = scheduler.allocator.num_pages_for(len(sequence.token_ids))
+        reserve = len(scheduler.running) // 16
+        if not scheduler.adopt(sequence, num_pages, reserve):
+            break
+        for index, page in enumerate(sequence.pages):
+            cache.page_table_SI[sequence.slot, index] = page
+
+
+def _part_way(request: GenRequest, done: int, *, request_id: int) -> Sequence:
+    ids = [*request.token_ids, *request.token_ids[:1] * (done + 1)]
+    return Sequence(
+        request_id=request_id,
+        token_ids=ids,
+        prompt_len=len(request.token_ids),
+        max_new_tokens=request.max_new_tokens + 1,
+        min_new_tokens=1,
+        ignore_eos=True,
+        computed_len=len(ids) - 1,
+        prefill_len=len(ids) - 1,
+    )
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
+def _parse(arguments: list[str] | None) -> BenchOptions:
+    parser = argparse.ArgumentParser(prog="paceline.native.bench", description=__doc__)
+    parser.add_argument("--weights", required=True)
+    parser.add_argument("--lengths", type=Path, required=True)
+    parser.add_argument("--samples", type=int, default=3000)
+    parser.add_argument("--layers", type=int)
+    parser.add_argument("--steady", type=int, metavar="STEPS")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--quantization", default="fp8-tensor")
+    parser.add_argument("--max-step-tokens", type=int, default=2048)
+    parser.add_argument("--max-live", type=int, default=1280)
+    parser.add_argument("--page-len", type=int, default=32)
+    parser.add_argument("--kv-pages", type=int)
+    parser.add_argument("--kv-memory-fraction", type=float, default=0.95)
+    parser.add_argument("--max-context-len", type=int, default=2048)
+    given = parser.parse_args(arguments)
+    engine = EngineConfig(
+        weights=given.weights,
+        device=given.device,
+        dtype=given.dtype,
+        quantization=given.quantization,
+        max_step_tokens=given.max_step_tokens,
+        max_live_sequences=given.max_live,
+        page_len=given.page_len,
+        kv_pages=given.kv_pages,
+        kv_memory_fraction=given.kv_memory_fraction,
+        max_context_len=given.max_context_len,
+    )
+    return BenchOptions(
+        engine=engine,
+        lengths=given.lengths,
+        num_samples=given.samples,
+        steady_steps=given.steady,
+        num_layers=given.layers,
+    )
+
+
+if __name__ == "__main__":
+    print(json.dumps(run_bench(_parse(None)), indent=1))
