@@ -15,7 +15,7 @@ import json
 import random
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -71,8 +71,6 @@ def run_bench(options: BenchOptions) -> dict[str, Any]:
 
 
 def _with_layers(config: EngineConfig, num_layers: int) -> EngineConfig:
-    from dataclasses import replace
-
     return replace(config, weights=f"{config.weights}:layers={num_layers}")
 
 
@@ -98,6 +96,9 @@ def _measure(engine: Engine, pairs: list[list[int]], options: BenchOptions) -> d
     requests = _requests(pairs, engine.source.config.vocab_size)
     if options.steady_steps is not None:
         _fill(engine, requests)
+        # The middle of a run meets prompts of all lengths, not the longest.
+        scheduler = engine.scheduler
+        scheduler.config = replace(scheduler.config, longest_first=False)
     engine.add(requests)
     gc.collect()
     gc.disable()
@@ -175,6 +176,7 @@ def _rates(engine: Engine, window: list[StepRecord]) -> dict[str, Any]:
     }
 
 
+@torch.inference_mode()
 def _fill(engine: Engine, requests: list[GenRequest]) -> None:
     """Put the cache in the state of a long run's middle: sequences part way, pages full.
 

@@ -71,6 +71,7 @@ class SchedulerConfig:
     max_context_len: int
     eos_token_ids: frozenset[int]
     tile_tokens: int = 128
+    longest_first: bool = True
 
 
 @dataclass(slots=True, eq=False)
@@ -188,7 +189,8 @@ class Scheduler:
             ignore_eos=request.ignore_eos,
         )
         # Longest first: the long prompts are not left over for a badly filled end.
-        heapq.heappush(self._waiting, (-sequence.prompt_len, self._arrivals, sequence))
+        rank = -sequence.prompt_len if self.config.longest_first else 0
+        heapq.heappush(self._waiting, (rank, self._arrivals, sequence))
         self._arrivals += 1
 
     def schedule(self) -> StepPlan:
