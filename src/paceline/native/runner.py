@@ -81,7 +81,7 @@ class EngineConfig:
         kv_dtypes = {**_DTYPES, "fp8": torch.float8_e4m3fn}
         kv_dtypes["auto"] = torch.float8_e4m3fn if self.quantization != "none" else dtype
         return ExecutorConfig(
-            device=torch.device(self.device),
+            device=torch.device("cuda:0" if self.device == "cuda" else self.device),
             dtype=dtype,
             quantization=self.quantization,
             kv_dtype=kv_dtypes[self.kv_dtype],
