@@ -230,12 +230,13 @@ def main() -> None:
     """Console entry: run the verb; errors become one clear message and an exit code."""
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1
+    code: int | str | None
     try:
-        code = app(arguments, prog_name="paceline", standalone_mode=True)
+        code = app(arguments, prog_name="paceline")
+    except SystemExit as stop:  # 130 is the parser's word for Ctrl-C
+        code = 3 if stop.code == 130 else stop.code
     except PacelineError as error:
         code = _fail(str(error), error.exit_code, debug)
-    except KeyboardInterrupt:
-        code = _fail("stopped by Ctrl-C", 3, debug)
     except BrokenPipeError:
         sys.stderr.close()
         code = 1

@@ -87,9 +87,9 @@ def explain(
     keys = config.known_keys()
     rows = []
     for name, setting in settings.items():
-        if name.startswith("engine.") and name != "engine.name":
-            if not name.startswith(f"engine.{resolved.engine}."):
-                continue
+        of_an_engine = name.startswith("engine.") and name != "engine.name"
+        if of_an_engine and not name.startswith(f"engine.{resolved.engine}."):
+            continue
         value = effective.get(name, setting.value)
         rows.append(
             {
@@ -104,7 +104,7 @@ def explain(
     if as_json:
         _print_json({"settings": rows, "shortfalls": list(resolved.shortfalls)})
         return
-    cells = [("key", "value", "from", "meaning")]
+    cells: list[tuple[str, ...]] = [("key", "value", "from", "meaning")]
     cells += [(r["key"], _shown(r["value"]), r["origin"], r["meaning"]) for r in rows]
     typer.echo(table(cells))
     if resolved.shortfalls:

@@ -226,8 +226,8 @@ def _resolve_loadgen(
     )
     if settings.target_qps <= 0 or settings.min_duration_ms < 0 or settings.min_query_count < 1:
         raise RecipeError(
-            "loadgen: target_qps must be more than 0, min_duration_ms at least 0 and "
-            "min_query_count at least 1."
+            "loadgen: a value is too small.",
+            hint="target_qps is more than 0, min_duration_ms at least 0, min_query_count at least 1",
         )
     return settings
 

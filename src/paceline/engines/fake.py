@@ -39,7 +39,7 @@ class FakeConfig:
     """Tokens of each answer, EOS included; never more than the request's limit."""
 
     answers: str = ""
-    """A dataset (.parquet with tok_input and tok_output) whose answers are replayed; "" for none."""
+    """A dataset (parquet: tok_input, tok_output) whose answers are replayed; "" for none."""
 
     fail_after: int = 0
     """Answer so many requests, then fail the next; 0 for never."""

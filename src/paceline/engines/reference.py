@@ -29,7 +29,7 @@ import numpy as np
 from paceline.engines import Completion, EngineContext, Request, Sink
 from paceline.errors import CheckpointError, EngineError, InputError, MissingExtraError
 
-__all__ = ["ReferenceConfig", "ReferenceEngine"]
+__all__ = ["ReferenceConfig", "ReferenceEngine", "batches"]
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +48,10 @@ class ReferenceConfig:
     """cpu, cuda, rocm, or auto: the first GPU if the machine has one."""
 
     batch_size: int = 32
-    """Prompts decoded together."""
+    """Most prompts decoded together."""
+
+    max_padded_tokens: int = 4096
+    """Most prompt tokens of a batch, its padding counted; keeps long prompts in small batches."""
 
     num_threads: int = 0
     """CPU threads of PyTorch; 0 leaves PyTorch's own choice."""
@@ -63,8 +66,11 @@ class ReferenceConfig:
                 f"engine.reference.device is '{self.device}'.",
                 hint=f"one of {', '.join(_DEVICES)}",
             )
-        if self.batch_size < 1 or self.num_threads < 0:
-            raise InputError("engine.reference: batch_size is at least 1, num_threads at least 0.")
+        if self.batch_size < 1 or self.max_padded_tokens < 1 or self.num_threads < 0:
+            raise InputError(
+                "engine.reference: batch_size, max_padded_tokens or num_threads is too small.",
+                hint="batch_size and max_padded_tokens are at least 1, num_threads at least 0",
+            )
 
 
 class ReferenceEngine:
@@ -91,6 +97,7 @@ class ReferenceEngine:
         self._facts = {
             "device": device,
             "device_name": torch.cuda.get_device_name() if device != "cpu" else "cpu",
+            "num_gpus": torch.cuda.device_count() if device != "cpu" else 0,
             "dtype": self._config.dtype,
             "load_s": round(time.perf_counter() - start_s, 3),
             "num_threads": torch.get_num_threads(),
@@ -118,7 +125,7 @@ class ReferenceEngine:
     def _work(self) -> None:
         while (item := self._queue.get()) is not None:
             requests, sink = item
-            for batch in batches(requests, self._config.batch_size):
+            for batch in batches(requests, self._config):
                 try:
                     completions = self._generate(batch, sink)
                 except Exception as error:  # whatever torch raises ends the run, by name
@@ -171,30 +178,31 @@ class ReferenceEngine:
         return [_completion(request, row, eos) for request, row in zip(batch, rows, strict=True)]
 
 
-def batches(requests: Sequence[Request], batch_size: int) -> list[list[Request]]:
+def batches(requests: Sequence[Request], config: ReferenceConfig) -> list[list[Request]]:
     """Cut requests into batches: equal limits, longest prompts first, ties by their ids.
 
-    Only the last batch of each pair of limits is short, so taking whole batches away leaves
-    the others as they were.
+    A batch is full at `batch_size` prompts, or when one more would pad it past
+    `max_padded_tokens`. Both depend on the batch's first and longest prompt alone, so taking
+    whole batches away leaves the others as they were.
     """
     ordered = sorted(
         requests,
-        key=lambda r: (
-            r.max_new_tokens,
-            r.min_new_tokens,
-            -len(r.token_ids),
-            r.token_ids.tobytes(),
-            r.request_id,
-        ),
+        key=lambda r: (*_limits(r), -len(r.token_ids), r.token_ids.tobytes(), r.request_id),
     )
     groups: list[list[Request]] = []
     for request in ordered:
         group = groups[-1] if groups else None
-        if group is None or len(group) == batch_size or _limits(group[0]) != _limits(request):
+        if group is None or _is_full(group, config) or _limits(group[0]) != _limits(request):
             groups.append([request])
         else:
             group.append(request)
     return groups
+
+
+def _is_full(group: Sequence[Request], config: ReferenceConfig) -> bool:
+    one_more = len(group) + 1
+    padded = one_more * len(group[0].token_ids)
+    return one_more > config.batch_size or padded > config.max_padded_tokens
 
 
 def _limits(request: Request) -> tuple[int, int]:
@@ -251,6 +259,9 @@ def _load_model(path: Path | None, dtype: str, device: str, torch: Any) -> Any:
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     folder, options = (path.parent, {"gguf_file": path.name}) if path.is_file() else (path, {})
+    if device != "cpu":
+        # One GPU takes the whole model; several take its layers in turn.
+        options["device_map"] = "auto" if torch.cuda.device_count() > 1 else "cuda:0"
     try:
         model = AutoModelForCausalLM.from_pretrained(
             str(folder), dtype=getattr(torch, dtype), local_files_only=True, **options
@@ -264,7 +275,7 @@ def _load_model(path: Path | None, dtype: str, device: str, torch: Any) -> Any:
             hint="check that the download is whole and the path is a Hugging Face directory "
             "(config.json, *.safetensors) or a GGUF file",
         ) from error
-    return model.to(device).eval()
+    return model.eval()
 
 
 def _explain(error: Exception, config: ReferenceConfig) -> EngineError:

@@ -43,7 +43,7 @@ def bench_harness(num_samples: int, output_len: int) -> dict[str, Any]:
             Path(scratch) / "run",
             settings=settings,
             recipe=None,
-            observer=lambda event: None,
+            observer=lambda _: None,
         )
     return {
         "tokens_per_second": verdict["tokens_per_second"],

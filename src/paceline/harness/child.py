@@ -35,7 +35,7 @@ from paceline.errors import EngineError, InterruptedRun, PacelineError
 from paceline.harness import loadgen
 from paceline.harness.offline import Limits, OfflineSut
 from paceline.mlperf import dataset, rules
-from paceline.rundir import Journal, RunDir
+from paceline.rundir import Journal, RunDir, disk_problem
 
 __all__ = ["Child", "main"]
 
@@ -71,7 +71,9 @@ class Child:
         loadgen.start_test(
             self._config, self._mode, self._folder, sut=lambda: self._make_sut(prompts)
         )
-        assert self._engine is not None and self._sut is not None and self._started_s is not None
+        assert self._engine is not None
+        assert self._sut is not None
+        assert self._started_s is not None
         elapsed_s = time.monotonic() - self._started_s
         self._engine.drain()
         facts = self._engine.describe()
@@ -143,8 +145,15 @@ class Child:
 
     def _watch(self) -> None:
         """Report progress; end the process when the test cannot go on."""
+        path = self._folder / "timeline.jsonl"
+        try:
+            self._watch_into(path)
+        except OSError as error:
+            self._end(disk_problem(path, error))
+
+    def _watch_into(self, path: Path) -> None:
         timeline_s = 0.0
-        with (self._folder / "timeline.jsonl").open("w") as timeline:
+        with path.open("w", buffering=1) as timeline:
             while not self._over.wait(0.0):
                 gone, _, _ = select.select([self._control_fd], [], [], _REPORT_EVERY_S)
                 if gone:

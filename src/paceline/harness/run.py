@@ -110,9 +110,16 @@ def _run_tests(
                 tests[test] |= {"status": "COMPLETE", "ended": _now()}
                 directory.write_manifest(manifest)
         return _conclude(config, directory, manifest, observer=observer)
-    except (PacelineError, KeyboardInterrupt) as error:
+    except PacelineError as error:
         _leave_incomplete(config, directory, manifest, error=error)
         raise
+    except KeyboardInterrupt:
+        stopped = InterruptedRun(
+            "Stopped by Ctrl-C. Finished accuracy samples are on disk.",
+            hint=f"paceline run --resume {directory.path}",
+        )
+        _leave_incomplete(config, directory, manifest, error=stopped)
+        raise stopped from None
 
 
 def _conclude(
@@ -145,15 +152,13 @@ def _leave_incomplete(
     directory: RunDir,
     manifest: dict[str, Any],
     *,
-    error: PacelineError | KeyboardInterrupt,
+    error: PacelineError,
 ) -> None:
     """Record what ended the run, as far as the disk still takes it."""
-    stopped = isinstance(error, KeyboardInterrupt | InterruptedRun)
-    message = error.message if isinstance(error, PacelineError) else "stopped by Ctrl-C"
     manifest |= {
-        "status": "INTERRUPTED" if stopped else "INCOMPLETE",
+        "status": "INTERRUPTED" if isinstance(error, InterruptedRun) else "INCOMPLETE",
         "ended": _now(),
-        "error": {"kind": type(error).__name__, "message": message},
+        "error": {"kind": type(error).__name__, "message": error.message},
     }
     with contextlib.suppress(PacelineError):
         for test in manifest["tests"].values():
@@ -172,7 +177,7 @@ def _run_test(
     write_atomically(folder / "user.conf", loadgen.user_conf(config, test))
     events_read, events_write = os.pipe()
     control_read, control_write = os.pipe()
-    command = [sys.executable, "-m", "paceline.harness.child", str(directory.path), test]
+    command = [sys.executable, "-m", "paceline.harness.child", str(directory.path.resolve()), test]
     command += [str(events_write), str(control_read)]
     log_path = directory.log_path(test)
     try:

@@ -8,9 +8,12 @@ that was asked for is VALID and PASS. A run that did not get to its end is INCOM
 from __future__ import annotations
 
 import dataclasses
+import io
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+import pandas as pd
 
 from paceline.config import RunConfig
 from paceline.errors import DataError
@@ -136,10 +139,6 @@ def judge_accuracy(
 
 def _write_scores(path: Path, score: Score) -> None:
     """Per-sample figures, for whoever wants to look at the worst ones."""
-    import io
-
-    import pandas as pd
-
     frame = pd.DataFrame(
         {
             "sample_index": score.sample_index,

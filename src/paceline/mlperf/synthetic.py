@@ -89,7 +89,7 @@ def _text(ids: npt.NDArray[np.int64]) -> str:
 def _tokenizer() -> Tokenizer:
     vocabulary = {"<unk>": 0, "<s>": 1, "</s>": _EOS}
     vocabulary |= {f"w{token_id}": token_id for token_id in range(_FIRST_WORD, _VOCABULARY)}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))  # noqa: S106 - a token, no secret
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.add_special_tokens(["<unk>", "<s>", "</s>"])
     return tokenizer
