@@ -22,7 +22,21 @@ import typer
 import paceline
 from paceline.errors import PacelineError
 
-__all__ = ["app", "main"]
+__all__ = [
+    "app",
+    "bench_data",
+    "bench_harness",
+    "bench_scoring",
+    "data_build",
+    "data_describe",
+    "data_synthetic",
+    "data_verify",
+    "explain",
+    "main",
+    "options",
+    "run",
+    "show",
+]
 
 app = typer.Typer(
     add_completion=False,
@@ -48,13 +62,21 @@ SetOption = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Set a key; may be given many times."),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
-BenchmarkOption = Annotated[str | None, typer.Option(help="run.benchmark")]
-ScenarioOption = Annotated[str | None, typer.Option(help="run.scenario")]
-RoundOption = Annotated[str | None, typer.Option("--round", help="run.round")]
-ModeOption = Annotated[str | None, typer.Option(help="run.mode: performance, accuracy or all")]
-EngineOption = Annotated[str | None, typer.Option(help="engine.name")]
-ModelOption = Annotated[str | None, typer.Option(help="model.path")]
-DataOption = Annotated[str | None, typer.Option(help="data.path")]
+BenchmarkOption = Annotated[
+    str | None, typer.Option(help="Benchmark, as llama2-70b-99.9 (run.benchmark).")
+]
+ScenarioOption = Annotated[str | None, typer.Option(help="Offline (run.scenario).")]
+RoundOption = Annotated[
+    str | None, typer.Option("--round", help="MLPerf round, as v6.1 (run.round).")
+]
+ModeOption = Annotated[str | None, typer.Option(help="performance, accuracy or all (run.mode).")]
+EngineOption = Annotated[str | None, typer.Option(help="Engine (engine.name).")]
+ModelOption = Annotated[
+    str | None, typer.Option(help="Checkpoint: Hugging Face folder or GGUF (model.path).")
+]
+DataOption = Annotated[
+    str | None, typer.Option(help="Dataset: parquet or the published pickle (data.path).")
+]
 TrustOption = Annotated[
     bool,
     typer.Option("--trust-pickle", help="Open a pickle whose checksum is not the published one."),

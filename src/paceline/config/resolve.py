@@ -110,7 +110,9 @@ def resolve(settings: Mapping[str, Setting], wheel_round: str | None) -> RunConf
         stall_timeout_s=float(value["run.stall_timeout_s"]),
         data_path=_resolve_data(value["data.path"], benchmark),
         trust_pickle=value["data.trust_pickle"],
-        tokenizer_path=model if value["data.tokenizer"] == AUTO else Path(value["data.tokenizer"]),
+        tokenizer_path=model
+        if value["data.tokenizer"] == AUTO
+        else Path(value["data.tokenizer"]).expanduser().resolve(),
         model_path=model,
         loadgen=loadgen,
         engine=engine,
@@ -227,7 +229,7 @@ def _resolve_loadgen(
     if settings.target_qps <= 0 or settings.min_duration_ms < 0 or settings.min_query_count < 1:
         raise RecipeError(
             "loadgen: a value is too small.",
-            hint="target_qps is more than 0, min_duration_ms at least 0, min_query_count at least 1",
+            hint="target_qps is above 0, min_duration_ms at least 0, min_query_count at least 1",
         )
     return settings
 

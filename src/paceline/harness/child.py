@@ -67,7 +67,6 @@ class Child:
         """Run the test; raises PacelineError when it cannot be run to its end."""
         threading.Thread(target=self._watch, name="watch", daemon=True).start()
         prompts = self._read_prompts()
-        os.chdir(self._folder)  # where LoadGen looks for an audit.config: never the user's folder
         loadgen.start_test(
             self._config, self._mode, self._folder, sut=lambda: self._make_sut(prompts)
         )

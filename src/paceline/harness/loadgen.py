@@ -117,7 +117,9 @@ def start_test(config: RunConfig, mode: str, folder: Path, *, sut: Callable[[], 
     )
     library = lg.ConstructQSL(config.num_samples, performance_samples, _nothing, _nothing)
     try:
-        lg.StartTestWithLogSettings(handle, library, settings, log_settings)
+        # LoadGen obeys an audit.config that it finds: never one in the user's folder.
+        audit = str(folder / "audit.config")
+        lg.StartTestWithLogSettings(handle, library, settings, log_settings, audit)
     finally:
         lg.DestroyQSL(library)
         lg.DestroySUT(handle)

@@ -58,6 +58,7 @@ def run(
         manifest = {
             "status": "RUNNING",
             "created": _now(),
+            "cwd": str(Path.cwd()),
             "config": config.as_json(),
             "origins": {name: setting.origin for name, setting in settings.items()},
             "seeds": _seeds(config),
@@ -106,7 +107,9 @@ def _run_tests(
             if tests.get(test, {}).get("status") != "COMPLETE":
                 tests[test] = {"status": "RUNNING", "started": _now()}
                 directory.write_manifest(manifest)
-                tests[test] |= _run_test(config, directory, test, observer=observer)
+                tests[test] |= _run_test(
+                    config, directory, test, cwd=manifest["cwd"], observer=observer
+                )
                 tests[test] |= {"status": "COMPLETE", "ended": _now()}
                 directory.write_manifest(manifest)
         return _conclude(config, directory, manifest, observer=observer)
@@ -169,12 +172,36 @@ def _leave_incomplete(
 
 
 def _run_test(
-    config: RunConfig, directory: RunDir, test: str, *, observer: Observer
+    config: RunConfig, directory: RunDir, test: str, *, cwd: str, observer: Observer
 ) -> dict[str, Any]:
-    """Run one LoadGen test in a child process; returns its facts for the manifest."""
+    """Run one LoadGen test in a child process; returns its facts for the manifest.
+
+    The child works in `cwd`, the folder of the run's first start, so that paths in a recipe
+    mean the same when the run is resumed from elsewhere.
+    """
     keep = ("journal.jsonl",) if test == "accuracy" else ()
     folder = directory.make_test_dir(test, keep=keep)
     write_atomically(folder / "user.conf", loadgen.user_conf(config, test))
+    child, events_read, control_write = _start_child(directory, test, cwd)
+    try:
+        with os.fdopen(events_read, encoding="utf-8") as events:
+            facts = _follow(events, test, observer=observer)
+    finally:
+        os.close(control_write)
+        _await_exit(child)
+    if facts is None:
+        log_path = directory.log_path(test)
+        raise EngineError(
+            f"The {test} test's process died (exit {child.returncode}).\n{_tail(log_path)}",
+            hint=f"see {log_path}; paceline run --resume {directory.path}",
+        )
+    return facts
+
+
+def _start_child(
+    directory: RunDir, test: str, cwd: str
+) -> tuple[subprocess.Popen[bytes], int, int]:
+    """The child, the descriptor its events come from, and the one whose closing ends it."""
     events_read, events_write = os.pipe()
     control_read, control_write = os.pipe()
     command = [sys.executable, "-m", "paceline.harness.child", str(directory.path.resolve()), test]
@@ -184,6 +211,7 @@ def _run_test(
         with log_path.open("ab") as log:
             child = subprocess.Popen(
                 command,
+                cwd=cwd,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -197,18 +225,7 @@ def _run_test(
     finally:
         os.close(events_write)
         os.close(control_read)
-    try:
-        with os.fdopen(events_read, encoding="utf-8") as events:
-            facts = _follow(events, test, observer=observer)
-    finally:
-        os.close(control_write)
-        _await_exit(child)
-    if facts is None:
-        raise EngineError(
-            f"The {test} test's process died (exit {child.returncode}).\n{_tail(log_path)}",
-            hint=f"see {log_path}; paceline run --resume {directory.path}",
-        )
-    return facts
+    return child, events_read, control_write
 
 
 def _follow(events: Any, test: str, *, observer: Observer) -> dict[str, Any] | None:
