@@ -17,6 +17,7 @@ Compiled at start by NVRTC, for compute capability 8.9 and newer (FP8 conversion
 
 from __future__ import annotations
 
+import ctypes
 import struct
 from collections.abc import Callable
 from functools import lru_cache
@@ -29,13 +30,16 @@ __all__ = ["SOURCE", "can_run", "launch"]
 
 HEAD_SIZE = 128
 MAX_GROUP = 8
-WARPS = 4
+WARPS = 2
+STAGES = 3
+# CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT, in percent.
+_PREFERRED_CARVEOUT = 9
 
 SOURCE = r"""
 typedef unsigned int u32;
 typedef unsigned short u16;
 typedef unsigned long long u64;
-constexpr int D = 128, TILE = 16, WARPS = 4, STAGES = 3, PAD = 132;
+constexpr int D = 128, TILE = 16, PAD = 132;
 
 __device__ __forceinline__ u32 pack_half(float lo, float hi) {
   u32 r;
@@ -65,7 +69,7 @@ __device__ __forceinline__ u32 transpose8(u32 x) {
   return r;
 }
 __device__ __forceinline__ void copy16(u32 to, const char *from) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" :: "r"(to), "l"(from));
+  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;" :: "r"(to), "l"(from));
 }
 __device__ __forceinline__ void commit() { asm volatile("cp.async.commit_group;"); }
 __device__ __forceinline__ void wait_oldest() {
@@ -91,15 +95,16 @@ __device__ __forceinline__ void store(void *out, u64 at, float x, int out_type) 
   }
 }
 
-extern "C" __global__ void __launch_bounds__(WARPS * 32, 4) decode(
+extern "C" __global__ void __launch_bounds__(WARPS * 32, 16 / WARPS) decode(
     const void *q_ptr, const char *k_ptr, const char *v_ptr, const int *table_ptr,
     const int *slot_ptr, const int *len_ptr, void *out_ptr, const float *out_scale_ptr,
-    float *partial_ptr, int qk_scale_bits, int v_scale_bits, int pages_per_slot, int page_len,
+    float *partial_ptr, int qk_scale_bits, int v_scale_bits, int pages_per_slot, int page_bits,
     int num_kv_heads, int group, int num_splits, int q_type, int out_type) {
   __shared__ __align__(16) char ring[WARPS][STAGES][TILE * D * 2];
   const int kv_head = blockIdx.x, row = blockIdx.y, split = blockIdx.z;
   const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, g = lane >> 2, q = lane & 3;
   const float qk_scale = __int_as_float(qk_scale_bits), v_scale = __int_as_float(v_scale_bits);
+  const int page_mask = (1 << page_bits) - 1;
   const int context_len = len_ptr[row], num_heads = group * num_kv_heads;
   const int span = ((context_len + num_splits - 1) / num_splits + 63) / 64 * 64;
   const int begin = split * span, end = min(begin + span, context_len);
@@ -122,11 +127,11 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, 4) decode(
       // One load brings the pages of the warp's next 32 tiles.
       if ((i & 31) == 0) {
         const int token = begin + (warp + (i + lane) * WARPS) * TILE;
-        held_pages = token < end ? table[token / page_len] : 0;
+        held_pages = token < end ? table[token >> page_bits] : 0;
       }
       const int first = begin + (warp + i * WARPS) * TILE;
       const u64 page = (u64)__shfl_sync(~0u, held_pages, i & 31);
-      const u64 cell = ((page * num_kv_heads + kv_head) * page_len + first % page_len) * D;
+      const u64 cell = (((page * num_kv_heads + kv_head) << page_bits) + (first & page_mask)) * D;
       const char *k = k_ptr + cell + g * D + q * 16, *v = v_ptr + cell + 2 * q * D + g * 16;
       const u32 to = ring_at + (i % STAGES) * (TILE * D * 2);
       copy16(to, k);
@@ -151,14 +156,16 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, 4) decode(
     *(uint4 *)&lo[4] = tile[32];
     *(uint4 *)&hi[0] = tile[64];
     *(uint4 *)&hi[4] = tile[96];
-    float s[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+    // Two sums: a chain of eight dependent products would be as long as the tile's own time.
+    float s[4] = {0.0f, 0.0f, 0.0f, 0.0f}, s_odd[4] = {0.0f, 0.0f, 0.0f, 0.0f};
 #pragma unroll
     for (int k = 0; k < 8; ++k) {
       u32 a[4];
       unpack4(lo[k], a[0], a[2]);
       unpack4(hi[k], a[1], a[3]);
-      mma(s, a, qf[k][0], qf[k][1]);
+      mma(k & 1 ? s_odd : s, a, qf[k][0], qf[k][1]);
     }
+    for (int e = 0; e < 4; ++e) s[e] += s_odd[e];
     u32 v0[4], v1[4], v2[4], v3[4];
     *(uint4 *)v0 = tile[128];
     *(uint4 *)v1 = tile[160];
@@ -223,9 +230,9 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, 4) decode(
       shared_total[warp * 8 + 2 * q + h] = total[h];
     }
   __syncthreads();
-  const int d = threadIdx.x;
   const float out_scale = out_type == 2 ? 1.0f / out_scale_ptr[0] : 1.0f;
-  for (int head = 0; head < group; ++head) {
+  for (int item = threadIdx.x; item < group * D; item += WARPS * 32) {
+    const int head = item / D, d = item % D;
     float m = -1e30f, sum = 0.0f, x = 0.0f;
     for (int w = 0; w < WARPS; ++w) m = fmaxf(m, shared_top[w * 8 + head]);
     for (int w = 0; w < WARPS; ++w) {
@@ -238,7 +245,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, 4) decode(
       float *base = partial_ptr + (cell * num_splits + split) * (D + 2);
       base[d] = x * v_scale;
       if (d == 0) {
-        base[D] = mine || num_tiles ? m : -INFINITY_F;
+        base[D] = num_tiles ? m : __int_as_float(0xff800000);
         base[D + 1] = sum;
       }
     } else {
@@ -246,7 +253,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, 4) decode(
     }
   }
 }
-""".replace("INFINITY_F", "__int_as_float(0x7f800000)")
+"""
 
 _TYPES = {torch.bfloat16: 0, torch.float16: 1, torch.float8_e4m3fn: 2}
 
@@ -263,14 +270,20 @@ def can_run(q_DQd: Tensor, keys_PHNd: Tensor) -> bool:
         and keys_PHNd.dtype == torch.float8_e4m3fn
         and head_size == HEAD_SIZE
         and q_DQd.shape[1] <= MAX_GROUP * num_kv_heads
-        and page_len % 16 == 0
+        and page_len >= 16
+        and page_len & (page_len - 1) == 0
         and torch.cuda.get_device_capability(q_DQd.device) >= (8, 9)
     )
 
 
 @lru_cache(maxsize=1)
 def _kernel() -> Callable[..., None]:
-    compiled: Any = torch.cuda._compile_kernel(SOURCE, "decode")
+    options = [f"-DWARPS={WARPS}", f"-DSTAGES={STAGES}"]
+    compiled: Any = torch.cuda._compile_kernel(SOURCE, "decode", nvcc_options=options)
+    # Four programs a multiprocessor need its shared memory; left alone, the driver may split
+    # it in favour of a first-level cache that this kernel does not use.
+    driver = ctypes.CDLL("libcuda.so.1")
+    driver.cuFuncSetAttribute(compiled.func, _PREFERRED_CARVEOUT, 100)
     return compiled  # type: ignore[no-any-return]
 
 
@@ -294,7 +307,7 @@ def launch(
         _bits(qk_scale),
         _bits(v_scale),
         table_SI.shape[1],
-        page_len,
+        page_len.bit_length() - 1,
         num_kv_heads,
         num_heads // num_kv_heads,
         num_splits,

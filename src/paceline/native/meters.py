@@ -13,12 +13,12 @@ import torch
 
 __all__ = ["BoardMeter", "kernel_times"]
 
-# Names of kernels, first match wins; cuBLASLt's FP8 products are the nvjet kernels of type q.
+# Names of kernels, first match wins; cuBLASLt's FP8 products are the nvjet kernels of type qq.
 _PARTS = (
     ("attention_decode", ("_decode_attention", "_merge_splits", "decode")),
     ("attention_prefill", ("_chunk_attention",)),
     ("fused", ("_add_rms_norm", "_rotary_write", "_silu_mul", "_quantize_rows")),
-    ("gemm", ("nvjet_qq", "e4m3", "f8")),
+    ("gemm", ("_qq", "e4m3", "f8f8")),
     ("head", ("_argmax_rows", "nvjet", "gemm", "cutlass")),
 )
 

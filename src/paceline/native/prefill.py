@@ -29,12 +29,12 @@ from paceline.native.attention import (
     score_scale,
     write_rows,
 )
-from paceline.native.compiler import tl, triton, uses_kernel
+from paceline.native.compiler import pow2, tl, triton, uses_kernel
 
 __all__ = ["TILE", "Chunks", "chunk_attention", "chunk_attention_ref"]
 
 # Queries that a program takes; the host cuts chunks into tiles of it.
-TILE = 64
+TILE = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,32 +83,35 @@ def _chunk_attention(
     num_pages_per_slot,
     page_len,
     num_kv_heads,
-    num_heads,
-    BLOCK_M: tl.constexpr,
+    GROUP: tl.constexpr,
+    BLOCK_G: tl.constexpr,
+    BLOCK_Q: tl.constexpr,
     BLOCK_N: tl.constexpr,
     D: tl.constexpr,
     COMPUTE: tl.constexpr,
     HAS_OUT_SCALE: tl.constexpr,
 ):
     tile = tl.program_id(0)
-    head = tl.program_id(1)
-    kv_head = head // (num_heads // num_kv_heads)
+    kv_head = tl.program_id(1)
     chunk = tl.load(tile_chunk_ptr + tile)
-    query = tl.load(tile_first_ptr + tile) + tl.arange(0, BLOCK_M)
+    first = tl.load(tile_first_ptr + tile)
     chunk_len = tl.load(len_ptr + chunk)
-    position = tl.load(start_ptr + chunk) + query
-    held = (query < chunk_len)[:, None]
+    chunk_start = tl.load(start_ptr + chunk)
+    # Rows are the tile's queries times the heads of the group: all read the same keys.
+    m = tl.arange(0, BLOCK_Q * BLOCK_G)
+    query = first + m // BLOCK_G
+    group = m % BLOCK_G
+    position = chunk_start + query
+    held = ((query < chunk_len) & (group < GROUP))[:, None]
     d = tl.arange(0, D)
     row = (tl.load(row_ptr + chunk) + query).to(tl.int64)
-    offs = (row * num_heads + head)[:, None] * D + d[None, :]
+    offs = ((row * num_kv_heads + kv_head) * GROUP + group)[:, None] * D + d[None, :]
     q = tl.load(q_ptr + offs, mask=held, other=0.0).to(COMPUTE)
     table = table_ptr + tl.load(slot_ptr + chunk) * num_pages_per_slot
-    end = tl.load(start_ptr + chunk) + tl.minimum(
-        chunk_len, tl.load(tile_first_ptr + tile) + BLOCK_M
-    )
-    top = tl.full((BLOCK_M,), float("-inf"), tl.float32)
-    total = tl.zeros((BLOCK_M,), tl.float32)
-    acc = tl.zeros((BLOCK_M, D), tl.float32)
+    end = chunk_start + tl.minimum(chunk_len, first + BLOCK_Q)
+    top = tl.full((BLOCK_Q * BLOCK_G,), float("-inf"), tl.float32)
+    total = tl.zeros((BLOCK_Q * BLOCK_G,), tl.float32)
+    acc = tl.zeros((BLOCK_Q * BLOCK_G, D), tl.float32)
     n = tl.arange(0, BLOCK_N)
     for start in range(0, end, BLOCK_N):
         token = start + n
@@ -154,7 +157,9 @@ def chunk_attention(
         return
     _, num_heads, head_size = q_TQd.shape
     _, num_kv_heads, page_len, _ = kv.keys_PHNd.shape
-    _chunk_attention[(chunks.chunk_J.shape[0], num_heads)](
+    group = num_heads // num_kv_heads
+    num_rows = TILE * pow2(group)
+    _chunk_attention[(chunks.chunk_J.shape[0], num_kv_heads)](
         q_TQd,
         kv.keys_PHNd,
         kv.values_PHNd,
@@ -172,12 +177,13 @@ def chunk_attention(
         kv.page_table_SI.shape[1],
         page_len,
         num_kv_heads,
-        num_heads,
-        BLOCK_M=TILE,
+        GROUP=group,
+        BLOCK_G=pow2(group),
+        BLOCK_Q=TILE,
         BLOCK_N=32 if q_TQd.dtype == torch.float32 else 64,
         D=head_size,
         COMPUTE=compute_type(q_TQd.dtype, kv.keys_PHNd.dtype),
         HAS_OUT_SCALE=out_scale is not None,
-        num_warps=4,
+        num_warps=8 if num_rows > 64 else 4,
         num_stages=2,
     )
