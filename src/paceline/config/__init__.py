@@ -10,6 +10,7 @@ All validation that needs no device happens here, before torch or LoadGen is imp
 """
 
 from paceline.config.resolve import (
+    RANDOM_WEIGHTS,
     LoadGenSettings,
     RunConfig,
     demo_dataset,
@@ -22,6 +23,7 @@ from paceline.config.settings import AUTO, MODES, Key, Setting, known_keys, read
 __all__ = [
     "AUTO",
     "MODES",
+    "RANDOM_WEIGHTS",
     "Key",
     "LoadGenSettings",
     "RunConfig",

@@ -19,6 +19,7 @@ from paceline.errors import InputError, MissingExtraError, RecipeError
 from paceline.mlperf import rules
 
 __all__ = [
+    "RANDOM_WEIGHTS",
     "LoadGenSettings",
     "RunConfig",
     "demo_dataset",
@@ -26,6 +27,10 @@ __all__ = [
     "embedded_model",
     "resolve",
 ]
+
+
+# "random:llama2-70b": weights drawn on the device, to know a speed before downloading a model.
+RANDOM_WEIGHTS = "random:"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -117,7 +122,9 @@ def resolve(settings: Mapping[str, Setting], wheel_round: str | None) -> RunConf
         loadgen=loadgen,
         engine=engine,
         engine_config=engine_config,
-        shortfalls=_shortfalls(benchmark, round_name, num_samples, loadgen=loadgen, engine=engine),
+        shortfalls=_shortfalls(
+            benchmark, round_name, num_samples, loadgen=loadgen, engine=engine, model=model
+        ),
     )
 
 
@@ -183,6 +190,13 @@ def _resolve_round(asked: str, wheel_round: str | None, benchmark: rules.Benchma
 
 
 def _resolve_model(asked: str, engine: str, benchmark: rules.Benchmark) -> Path | None:
+    if asked.startswith(RANDOM_WEIGHTS):
+        if engine != "native":
+            raise InputError(
+                f"model.path is '{asked}', which only the native engine can draw.",
+                hint="--engine native, or --model PATH",
+            )
+        return Path(asked)
     if asked != AUTO:
         path = Path(asked).expanduser()
         if not path.exists():
@@ -241,6 +255,7 @@ def _shortfalls(
     *,
     loadgen: LoadGenSettings,
     engine: str,
+    model: Path | None,
 ) -> tuple[str, ...]:
     """Why this run could not be submitted to MLPerf, one sentence each."""
     found = []
@@ -255,6 +270,8 @@ def _shortfalls(
         found.append(f"{loadgen.min_duration_ms} ms of {benchmark.min_duration_ms} ms")
     if loadgen.min_query_count < benchmark.performance_samples <= num_samples:
         found.append(f"{loadgen.min_query_count} of {benchmark.performance_samples} queries")
+    if str(model).startswith(RANDOM_WEIGHTS):
+        found.append("the weights are random")
     if engine == "fake":
         found.append("the fake engine runs no model")
     return tuple(found)

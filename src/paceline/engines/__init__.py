@@ -128,6 +128,7 @@ class EngineContext:
 
 ENGINES: dict[str, tuple[str, str, str]] = {
     "fake": ("paceline.engines.fake", "FakeEngine", "FakeConfig"),
+    "native": ("paceline.engines.native", "NativeEngine", "NativeConfig"),
     "reference": ("paceline.engines.reference", "ReferenceEngine", "ReferenceConfig"),
 }
 

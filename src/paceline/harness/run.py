@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from paceline import errors
-from paceline.config import RunConfig, Setting
+from paceline.config import RANDOM_WEIGHTS, RunConfig, Setting
 from paceline.errors import EngineError, InterruptedRun, PacelineError, RunDirError
 from paceline.harness import loadgen, provenance, verdict
 from paceline.mlperf import dataset, rules
@@ -283,6 +283,8 @@ def _inputs(config: RunConfig, observer: Observer) -> dict[str, Any]:
         "dataset": {"path": str(config.data_path), "sha256": file_sha256(config.data_path)},
         "model": None
         if model is None
+        else {"path": str(model), "files": {}}
+        if str(model).startswith(RANDOM_WEIGHTS)
         else {"path": str(model), "files": provenance.checkpoint_hashes(model, report)},
     }
 

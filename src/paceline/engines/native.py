@@ -1,0 +1,268 @@
+"""paceline's own engine, `paceline.native`, behind the Engine protocol.
+
+Its settings are those of `paceline.native.EngineConfig`. With `data_parallel` the host's devices
+each run a copy of the model; the copies pull requests from one pile as they have room, longest
+prompts first, so that a faster device does more of the work.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from paceline.engines import Completion, EngineContext, Request, Sink
+from paceline.errors import CheckpointError, EngineError, InputError, MissingExtraError
+
+__all__ = ["NativeConfig", "NativeEngine"]
+
+log = logging.getLogger(__name__)
+
+_CHOICES = {
+    "device": ("auto", "cpu", "cuda"),
+    "dtype": ("auto", "float32", "bfloat16", "float16"),
+    "quantization": ("none", "fp8-tensor", "fp8-token"),
+    "kv_dtype": ("auto", "float32", "bfloat16", "float16", "fp8"),
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NativeConfig:
+    """Settings of the native engine. Lengths and budgets are in tokens."""
+
+    device: str = "auto"
+    """cpu, cuda, or auto: the first GPU if the machine has one."""
+
+    dtype: str = "auto"
+    """float32, bfloat16 or float16; auto: float32 on a CPU, bfloat16 on a GPU."""
+
+    quantization: str = "none"
+    """none, fp8-tensor or fp8-token: how linear layers multiply."""
+
+    kv_dtype: str = "auto"
+    """auto (fp8 if the linear layers are, else dtype), float32, bfloat16, float16 or fp8."""
+
+    max_step_tokens: int = 2048
+    """Tokens of one step, prompts and outputs together."""
+
+    max_live_sequences: int = 1024
+    """Most sequences in the cache at once."""
+
+    page_len: int = 32
+    """Tokens of a page of the cache."""
+
+    kv_memory_fraction: float = 0.95
+    """Share of the memory left by the weights that the cache takes."""
+
+    kv_pages: int = 0
+    """Pages of the cache; 0: by kv_memory_fraction."""
+
+    tensor_parallel: int = 1
+    """Devices that share one copy of the model."""
+
+    data_parallel: int = 1
+    """Copies of the model, one a device."""
+
+    use_cuda_graphs: bool = True
+    """Replay recorded steps where that pays."""
+
+    def __post_init__(self) -> None:
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise InputError(
+                    f"engine.native.{name} is '{getattr(self, name)}'.",
+                    hint=f"one of {', '.join(choices)}",
+                )
+        if self.data_parallel > 1 and self.tensor_parallel > 1:
+            raise InputError(
+                "engine.native: data_parallel and tensor_parallel are both more than 1.",
+                hint="set one of them to 1",
+            )
+        counts = ("max_step_tokens", "max_live_sequences", "tensor_parallel", "data_parallel")
+        if any(getattr(self, name) < 1 for name in counts) or self.kv_pages < 0:
+            raise InputError(
+                f"engine.native: {', '.join(counts)} are at least 1.", hint="and kv_pages 0 or more"
+            )
+
+
+class NativeEngine:
+    """Copies of the native engine, each stepped by a thread of its own."""
+
+    def __init__(self, config: NativeConfig, context: EngineContext) -> None:
+        self._config = config
+        self._context = context
+        self._changed = threading.Condition()
+        self._pile: deque[Request] = deque()
+        self._sinks: dict[int, Sink] = {}
+        self._closing = False
+        self._copies: list[Any] = []
+        self._threads: list[threading.Thread] = []
+        self._facts: dict[str, Any] = {}
+
+    def start(self) -> None:
+        if importlib.util.find_spec("torch") is None:
+            raise MissingExtraError(
+                "The native engine needs PyTorch, which is not installed.",
+                hint="pip install 'paceline[demo]' -c constraints.txt",
+            )
+        import torch
+
+        device = _resolve_device(self._config.device, torch)
+        start_s = time.perf_counter()
+        for copy in range(self._config.data_parallel):
+            name = f"cuda:{copy}" if device == "cuda" and self._config.data_parallel > 1 else device
+            self._copies.append(self._start_copy(name, torch))
+        self._facts = {
+            "device": device,
+            "device_name": torch.cuda.get_device_name() if device == "cuda" else "cpu",
+            "load_s": round(time.perf_counter() - start_s, 3),
+        }
+        for copy, engine in enumerate(self._copies):
+            name = f"native-engine-{copy}"
+            thread = threading.Thread(target=self._work, args=(engine,), name=name, daemon=True)
+            thread.start()
+            self._threads.append(thread)
+
+    def submit(self, requests: Sequence[Request], sink: Sink) -> None:
+        with self._changed:
+            self._sinks |= {request.request_id: sink for request in requests}
+            ordered = sorted(requests, key=lambda request: -len(request.token_ids))
+            self._pile.extend(ordered)
+            self._changed.notify_all()
+
+    def drain(self) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: not self._sinks)
+
+    def close(self) -> None:
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join()
+        for engine in self._copies:
+            engine.close()
+        self._copies = []
+
+    def describe(self) -> dict[str, Any]:
+        return {**self._facts, "copies": [engine.stats() for engine in self._copies]}
+
+    def _start_copy(self, device: str, torch: Any) -> Any:
+        from paceline import native
+
+        config, model = self._config, self._context.model
+        if model is None:
+            raise CheckpointError("The native engine needs a model.", hint="--model PATH")
+        dtype = config.dtype
+        if dtype == "auto":
+            dtype = "float32" if device == "cpu" else "bfloat16"
+        try:
+            engine = native.Engine(
+                native.EngineConfig(
+                    weights=str(model),
+                    device=device,
+                    dtype=dtype,
+                    quantization=config.quantization,
+                    kv_dtype=config.kv_dtype,
+                    max_step_tokens=config.max_step_tokens,
+                    max_live_sequences=config.max_live_sequences,
+                    page_len=config.page_len,
+                    kv_memory_fraction=config.kv_memory_fraction,
+                    kv_pages=config.kv_pages or None,
+                    tensor_parallel=config.tensor_parallel,
+                    eos_token_id=self._context.eos_token_id,
+                    use_cuda_graphs=config.use_cuda_graphs,
+                )
+            )
+            with _on_device(device, torch):
+                engine.start(self._context.report)
+        except native.NativeError as error:
+            raise CheckpointError(error.message, hint=error.hint) from error
+        return engine
+
+    def _work(self, engine: Any) -> None:
+        """Step one copy until the engine closes; whatever ends it is told to every request."""
+        import torch
+
+        try:
+            with _on_device(str(engine.resolved.device), torch):
+                while self._take_work(engine):
+                    engine.run_until_idle(lambda result: self._deliver(engine, result))
+        except Exception as error:
+            log.exception("the native engine failed")
+            message = getattr(error, "message", None) or f"{type(error).__name__}: {error}"
+            self._fail_all(EngineError(message, hint=getattr(error, "hint", None)))
+
+    def _take_work(self, engine: Any) -> bool:
+        """Wait for requests and give the copy as many as it has room for; False at the end."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._pile or self._closing)
+            if self._closing:
+                return False
+        self._top_up(engine)
+        return True
+
+    def _top_up(self, engine: Any) -> None:
+        """Keep a copy in work: a full cache, and a reserve of a quarter more."""
+        from paceline import native
+
+        limit = self._config.max_live_sequences * 5 // 4
+        with self._changed:
+            room = limit - engine.live - engine.waiting
+            if self._config.data_parallel == 1:
+                room = len(self._pile)
+            taken = [self._pile.popleft() for _ in range(min(room, len(self._pile)))]
+        engine.add(
+            native.GenRequest(
+                request_id=request.request_id,
+                token_ids=request.token_ids.tolist(),
+                max_new_tokens=request.max_new_tokens,
+                min_new_tokens=request.min_new_tokens,
+            )
+            for request in taken
+        )
+
+    def _deliver(self, engine: Any, result: Any) -> None:
+        with self._changed:
+            sink = self._sinks.pop(result.request_id)
+        ids = np.asarray(result.token_ids, dtype=np.int32)
+        sink.first_token(result.request_id, int(ids[0]))
+        sink.progress(len(ids))
+        sink.done(Completion(result.request_id, ids, result.finish_reason))
+        if self._config.data_parallel > 1:
+            self._top_up(engine)
+        with self._changed:
+            if not self._sinks:
+                self._changed.notify_all()
+
+    def _fail_all(self, error: EngineError) -> None:
+        with self._changed:
+            sinks, self._sinks = self._sinks, {}
+            self._pile.clear()
+            self._changed.notify_all()
+        for request_id, sink in sinks.items():
+            sink.failed(request_id, error)
+
+
+def _resolve_device(device: str, torch: Any) -> str:
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise EngineError(
+            f"engine.native.device is 'cuda', and this PyTorch ({torch.__version__}) sees no GPU.",
+            hint="install a CUDA build of PyTorch, or --set engine.native.device=cpu",
+        )
+    return device
+
+
+def _on_device(device: str, torch: Any) -> Any:
+    """Kernels launch on the thread's current device."""
+    return torch.cuda.device(device) if device.startswith("cuda") else contextlib.nullcontext()
