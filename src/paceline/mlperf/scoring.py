@@ -11,7 +11,6 @@ Source: mlcommons/inference b66003e1, language/llama2-70b/evaluate-accuracy.py.
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -28,7 +27,6 @@ __all__ = ["Score", "accuracy_text", "bench_scoring", "score_accuracy"]
 
 _DECODED_AT_ONCE = 1024
 _INDICES_SHOWN = 20
-_BREAKS_THAT_CHANGE_LEN = re.compile(r"\s\s|--")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -89,40 +87,32 @@ def score_accuracy(
             f"The dataset has {len(references)} references, but the run has {num_samples} samples.",
             hint="score with the dataset that the run used; its manifest names it",
         )
-    kept, missing, repeated, out_of_range = _select(log, num_samples)
-    sample_index = log.qsl_idx[kept]
-    num_tokens = log.tokens.lens[kept]
-    answers = [text.strip() for text in _decode(log, kept, decode, vocab_size)]
+    chosen = _select(log, num_samples)
+    sample_index, num_tokens = log.qsl_idx[chosen.entries], log.tokens.lens[chosen.entries]
+    answers = [text.strip() for text in _decode(log, chosen.entries, decode, vocab_size)]
     per_sample = rouge_scores(
         [references[i].strip() for i in sample_index.tolist()],
         answers,
         processes=processes,
         progress=progress,
     )
-    gen_tok_len = int(num_tokens.sum())
+    gen_num, gen_tok_len = len(answers), int(num_tokens.sum())
     rouge1, rouge2, rouge_l = (_mean_percent(per_sample[:, k]) for k in range(len(METRICS)))
     return Score(
         rouge1=rouge1,
         rouge2=rouge2,
         rougeL=rouge_l,
-        tokens_per_sample=round(gen_tok_len / len(kept), 1) if len(kept) else 0.0,
+        tokens_per_sample=round(gen_tok_len / gen_num, 1) if gen_num else 0.0,
         gen_len=_gen_len(answers),
-        gen_num=len(kept),
+        gen_num=gen_num,
         gen_tok_len=gen_tok_len,
         sample_index=sample_index,
         num_tokens=num_tokens,
         per_sample=per_sample,
-        missing=missing,
-        repeated=repeated,
-        out_of_range=out_of_range,
-        findings=(
-            _complete(log),
-            _none("samples-present", "missing", missing, num_samples),
-            _none("samples-unique", "repeated (the first answer is scored)", repeated, num_samples),
-            _none("samples-in-range", "not in the dataset", out_of_range, num_samples),
-            _token_count(log, num_samples),
-            _vocabulary(log, vocab_size, num_samples),
-        ),
+        missing=chosen.missing,
+        repeated=chosen.repeated,
+        out_of_range=chosen.out_of_range,
+        findings=_findings(log, chosen, num_samples=num_samples, vocab_size=vocab_size),
     )
 
 
@@ -174,19 +164,39 @@ def bench_scoring(
     }
 
 
-def _select(
-    log: AccuracyLog, num_samples: int
-) -> tuple[NDArray[np.int64], tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-    """Say which entries are scored, and which samples are missing, repeated or unknown."""
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class _Chosen:
+    """The entries of the log that are scored, (n,) int64, and the samples that are amiss."""
+
+    entries: NDArray[np.int64]
+    missing: tuple[int, ...]
+    repeated: tuple[int, ...]
+    out_of_range: tuple[int, ...]
+
+
+def _select(log: AccuracyLog, num_samples: int) -> _Chosen:
     known = (log.qsl_idx >= 0) & (log.qsl_idx < num_samples)
     entries = np.flatnonzero(known)
     indices, first, counts = np.unique(log.qsl_idx[entries], return_index=True, return_counts=True)
-    missing = np.setdiff1d(np.arange(num_samples), indices)
+    return _Chosen(
+        entries=entries[np.sort(first)],
+        missing=tuple(np.setdiff1d(np.arange(num_samples), indices).tolist()),
+        repeated=tuple(indices[counts > 1].tolist()),
+        out_of_range=tuple(np.unique(log.qsl_idx[~known]).tolist()),
+    )
+
+
+def _findings(
+    log: AccuracyLog, chosen: _Chosen, *, num_samples: int, vocab_size: int | None
+) -> tuple[Finding, ...]:
+    repeated = "repeated (the first answer is scored)"
     return (
-        entries[np.sort(first)],
-        tuple(missing.tolist()),
-        tuple(indices[counts > 1].tolist()),
-        tuple(np.unique(log.qsl_idx[~known]).tolist()),
+        _complete(log),
+        _none("samples-present", "missing", chosen.missing, num_samples),
+        _none("samples-unique", repeated, chosen.repeated, num_samples),
+        _none("samples-in-range", "not in the dataset", chosen.out_of_range, num_samples),
+        _token_count(log, num_samples),
+        _vocabulary(log, vocab_size, num_samples),
     )
 
 
@@ -212,13 +222,7 @@ def _gen_len(answers: Sequence[str]) -> int:
         nltk.data.find("tokenizers/punkt_tab/english")
     except LookupError:
         return sum(map(len, answers))
-    # Joining by one character alters the length of other breaks than one white space only.
-    return sum(
-        len("\n".join(nltk.sent_tokenize(text)))
-        if _BREAKS_THAT_CHANGE_LEN.search(text)
-        else len(text)
-        for text in answers
-    )
+    return sum(len("\n".join(nltk.sent_tokenize(text))) for text in answers)
 
 
 def _listed(indices: Sequence[int]) -> str:

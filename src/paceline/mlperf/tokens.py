@@ -47,7 +47,7 @@ _NORMALIZER = {
 _PIECE = re.compile(r" *[^ \n]+| +|\n")
 # 150 bytes each; a million rows of OpenOrca have several million distinct pieces.
 _CACHED_PIECES_MAX = 1_000_000
-_HEAD_CHARS = 200
+_PART_CHARS = 100
 
 # Tokens that are counted already, and pieces to count.
 _Split = tuple[int, list[str]]
@@ -115,10 +115,12 @@ class TokenCounter:
         self._tokenizer = tokenizer
         self._num_added = tokenizer.num_special_tokens_to_add(False)
         self._pieces = _piece_tokenizer(spec)
-        self._len_of_piece: dict[str, int] = {}
+        self._len_of_piece = _PieceLens()
         # Like the library: of the special tokens that begin at a place, the longest.
         contents = sorted((t["content"] for t in spec["added_tokens"]), key=len, reverse=True)
         self._special = re.compile("|".join(map(re.escape, contents)) or r"(?!)")
+        # A space after one of these is joined to another space.
+        self._no_cut_after = " " + "".join(content[-1:] for content in contents)
         self._entry_len_max = max(map(len, [*contents, *tokenizer.get_vocab()]))
 
     @property
@@ -142,7 +144,7 @@ class TokenCounter:
             if not self._surely_in(text, low, limit):
                 num, pieces = self._split(text)
                 # A piece is one token or more.
-                lens[i] = num + len(pieces)
+                lens[i] = self._num_added + num + len(pieces)
                 if lens[i] < limit:
                     unsure[i] = num, pieces
         for i, num in zip(unsure, self._sum(list(unsure.values()), self._pieces), strict=True):
@@ -152,24 +154,23 @@ class TokenCounter:
     def _surely_in(self, text: str, low: int, limit: int) -> bool:
         if self._num_added + len(text) / self._entry_len_max < low:
             return False
+        # A byte is at most a token. A space is put in front of the text, and after each
+        # special token, whose two or more bytes make up for it.
         is_ascii = text.isascii()
-        num_bytes = len(text) if is_ascii else len(text.encode())
-        # A space is put in front of the text, and after each special token, whose two or
-        # more bytes make up for it.
-        excess = self._num_added + num_bytes + 1 - limit
-        if excess < 0:
-            return True
-        # Words that have been met have some four bytes a token: reading the head of the text
-        # may take off enough.
-        cut = text.find(" ", 2 * excess + _HEAD_CHARS)
-        if cut <= 0 or text[cut - 1] == " ":
-            cut = len(text)
-        head = text[:cut]
-        num, pieces = self._split(head)
-        bounds = map(len, pieces if is_ascii else map(str.encode, pieces))
-        head_max = num + sum(map(self._len_of_piece.get, pieces, bounds))
-        rest = len(text) - cut if is_ascii else len(text[cut:].encode())
-        return head_max + rest < limit
+        most = self._num_added + 1 + (len(text) if is_ascii else len(text.encode()))
+        start = len(text) if _SPACE in text else 0
+        while most >= limit and start < len(text):
+            # Words that have been met have some four bytes a token: reading a part of the
+            # text often takes off enough.
+            end = text.find(" ", start + 3 * (most - limit) // 2 + _PART_CHARS)
+            if end < 0 or text[end - 1] in self._no_cut_after:
+                end = len(text)
+            part = text[start:end]
+            num, pieces = self._split(part, is_start=start == 0)
+            most += num + sum(map(self._len_of_piece.__getitem__, pieces))
+            most -= len(part) if is_ascii else len(part.encode())
+            start = end
+        return most < limit
 
     def _sum(self, splits: Sequence[_Split], piece_tokenizer: Tokenizer) -> list[int]:
         """Count pieces that are met for the first time, and add up."""
@@ -180,19 +181,29 @@ class TokenCounter:
         encodings = piece_tokenizer.encode_batch_fast(listed)
         self._len_of_piece.update(zip(listed, map(len, encodings), strict=True))
         len_of = self._len_of_piece.__getitem__
-        return [num + sum(map(len_of, pieces)) for num, pieces in splits]
+        return [self._num_added + num + sum(map(len_of, pieces)) for num, pieces in splits]
 
-    def _split(self, text: str) -> _Split:
-        """Split a text into tokens that are counted already, and pieces to count."""
+    def _split(self, text: str, *, is_start: bool = True) -> _Split:
+        """Split a text into a number of tokens that are counted, and pieces to count.
+
+        A space is put in front of the text and after special tokens; a later part of a text
+        begins with its own.
+        """
         if _SPACE in text:
-            return len(self._tokenizer.encode(text)), []
+            return len(self._tokenizer.encode(text)) - self._num_added, []
         segments = self._special.split(text)
         pieces: list[str] = []
-        for segment in segments:
+        for i, segment in enumerate(segments):
             if segment:
-                # Each segment between special tokens has a space put in front.
-                pieces += _PIECE.findall(" " + segment)
-        return self._num_added + len(segments) - 1, pieces
+                pieces += _PIECE.findall(" " + segment if i or is_start else segment)
+        return len(segments) - 1, pieces
+
+
+class _PieceLens(dict[str, int]):
+    """Tokens of the pieces that have been counted; of others, a bound: a token a byte."""
+
+    def __missing__(self, piece: str) -> int:
+        return len(piece.encode())
 
 
 def _piece_tokenizer(spec: dict[str, Any]) -> Tokenizer | None:
@@ -231,8 +242,11 @@ def _piece_tokenizer(spec: dict[str, Any]) -> Tokenizer | None:
 
 
 def _no_entry_crosses(vocabulary: dict[str, int]) -> bool:
-    """Whether no entry joins a space to what precedes it, or a line break to anything."""
-    if not all(f"<0x{byte:02X}>" in vocabulary for byte in range(256)):
+    """Whether no entry joins a space to what precedes it, or a line break to anything.
+
+    A space and each byte must be entries, so that no character is more tokens than bytes.
+    """
+    if not {_SPACE, *(f"<0x{byte:02X}>" for byte in range(256))} <= vocabulary.keys():
         return False
     crossing = re.compile(f"[^{_SPACE}]{_SPACE}|\n|.<0x0A>|<0x0A>.", re.DOTALL)
     return not any(crossing.search(entry) for entry in vocabulary)
