@@ -222,9 +222,7 @@ def compute_type(dtype: torch.dtype, kv_dtype: torch.dtype) -> Any:
     ]
 
 
-def check_attention(
-    q_TQd: Tensor, kv: PagedKV, out_TQd: Tensor, out_scale: Tensor | None
-) -> None:
+def check_attention(q_TQd: Tensor, kv: PagedKV, out_TQd: Tensor, out_scale: Tensor | None) -> None:
     """Raise ValueError if queries, cache and output do not fit each other."""
     _, num_kv_heads, _, head_size = kv.keys_PHNd.shape
     if q_TQd.shape[2] != head_size or q_TQd.shape[1] % num_kv_heads:

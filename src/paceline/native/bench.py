@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from paceline.native.errors import NativeError
-from paceline.native.meters import BoardMeter, kernel_times
+from paceline.native.meters import BoardMeter, kernel_times, product_ms
 from paceline.native.runner import Engine, EngineConfig, StepRecord
 from paceline.native.schedule import GenRequest, Sequence
 
@@ -30,7 +30,8 @@ __all__ = ["BenchOptions", "run_bench"]
 
 # The part of a run that is called steady: full batch, past the first wave of prompts.
 _STEADY_FROM, _STEADY_TO = 0.25, 0.60
-_PROFILED_STEPS = 3
+_PROFILED_STEPS = 4
+_PRODUCT_SECONDS = 3.0
 # Steps after a jump into the middle until the clocks have settled to the load.
 _SETTLE_STEPS = 10
 
@@ -104,11 +105,14 @@ def _measure(engine: Engine, pairs: list[list[int]], options: BenchOptions) -> d
     gc.disable()
     with BoardMeter(engine.resolved.device) as meter:
         begin_ns = time.monotonic_ns()
-        returned, profile = _loop(engine, options)
+        returned = _loop(engine, options.steady_steps)
         end_ns = time.monotonic_ns()
+    rates = _rates(engine, _window(engine.records, begin_ns, options.steady_steps))
+    stats = engine.stats()
+    breakdown = {}
+    if options.is_profiled and options.steady_steps and engine.resolved.device.type == "cuda":
+        breakdown = _breakdown(engine, rates)
     gc.enable()
-    records = engine.records
-    window = _window(records, begin_ns, options)
     if options.steady_steps is None and returned != sum(output for _, output in pairs):
         raise NativeError(f"{returned} tokens came back of those asked for")
     duration_s = (end_ns - begin_ns) / 1e9
@@ -118,34 +122,43 @@ def _measure(engine: Engine, pairs: list[list[int]], options: BenchOptions) -> d
         "samples": len(pairs),
         "duration_s": round(duration_s, 2),
         "tokens_per_s": round(returned / duration_s, 1) if not options.steady_steps else None,
-        **_rates(engine, window),
-        **profile,
+        **rates,
+        **breakdown,
         **meter.figures(),
-        **engine.stats(),
+        **stats,
     }
 
 
-def _loop(engine: Engine, options: BenchOptions) -> tuple[int, dict[str, Any]]:
-    """Step to the end; profile a few steps where the batch is full. Returned tokens, profile."""
-    returned, profile = 0, {}
-    profile_at = options.steady_steps or 400
-    step = 0
-    while not engine.is_idle:
-        is_cuda = engine.resolved.device.type == "cuda"
-        if options.is_profiled and is_cuda and step == profile_at and options.steady_steps:
-            profile = kernel_times(engine.step, _PROFILED_STEPS)
-            break
-        if options.steady_steps is not None and step == options.steady_steps:
-            break
+def _loop(engine: Engine, steady_steps: int | None) -> int:
+    """Step to the end, or `steady_steps` times; return the tokens that came back."""
+    returned, step = 0, 0
+    while not engine.is_idle and step != steady_steps:
         returned += sum(len(result.token_ids) for result in engine.step())
         step += 1
-    return returned, profile
+    return returned
 
 
-def _window(records: list[StepRecord], begin_ns: int, options: BenchOptions) -> list[StepRecord]:
+def _breakdown(engine: Engine, rates: dict[str, Any]) -> dict[str, Any]:
+    """Where a steady step's time goes, and the share of it that the products alone would take."""
+    profile = kernel_times(engine.step, num_settling=_SETTLE_STEPS, num_steps=_PROFILED_STEPS)
+    step_ms = rates["steady_step_ms"]
+    decode_ms = profile["parts_ms"].get("attention_decode")
+    alone_ms = product_ms(
+        engine.executor.llama, round(rates["steady_step_tokens"]), seconds=_PRODUCT_SECONDS
+    )
+    return {
+        **profile,
+        "gap_ms": round(step_ms - profile["device_ms"], 2),
+        "decode_gb_per_s": decode_ms and round(1e3 * rates["steady_kv_gb_per_step"] / decode_ms),
+        "products_alone_ms": round(alone_ms, 2),
+        "fraction_of_products_bound": round(alone_ms / step_ms, 3),
+    }
+
+
+def _window(records: list[StepRecord], begin_ns: int, steady_steps: int | None) -> list[StepRecord]:
     """The steady records; the first one only marks where the time starts."""
-    if options.steady_steps is not None:
-        return records[_SETTLE_STEPS : options.steady_steps - 1]
+    if steady_steps is not None:
+        return records[_SETTLE_STEPS : steady_steps - 1]
     span = records[-1].done_ns - begin_ns
     low, high = (begin_ns + int(part * span) for part in (_STEADY_FROM, _STEADY_TO))
     return [record for record in records if low <= record.done_ns <= high]

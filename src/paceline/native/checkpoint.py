@@ -288,9 +288,7 @@ class RandomSource:
     def _shape(self, name: str) -> tuple[int, int]:
         config = self.config
         width = config.hidden_size
-        heads, kv_heads = (
-            n * config.head_size for n in (config.num_heads, config.num_kv_heads)
-        )
+        heads, kv_heads = (n * config.head_size for n in (config.num_heads, config.num_kv_heads))
         return {
             "embed_tokens": (config.vocab_size, width),
             "lm_head": (config.vocab_size, width),

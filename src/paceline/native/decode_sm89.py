@@ -1,10 +1,10 @@
-"""Decode attention over FP8 pages in CUDA C++: registers hold the fragments, nothing is staged.
+"""Decode attention over FP8 pages in CUDA C++, operands read as they lie in memory.
 
 Triton moves FP8 operands through shared memory byte by byte to transpose them. Here each
-lane copies 16-byte pieces that are already the operands of a matrix instruction, once head
+lane reads 16-byte pieces that are already the operands of a matrix instruction, once head
 columns and tokens are numbered to suit: a sum over columns or tokens has no order. So a tile
 of 16 tokens costs 8 copies a lane, its unpacking, and 16 matrix instructions, and the kernel
-waits for nothing but memory.
+waits for nothing but memory. A warp works alone, with a ring of tiles on their way to it.
 
     S^T = K Q^T    16 tokens x 8 heads; lane (g, q) = (lane / 4, lane % 4) reads columns
                    16q.. and 64 + 16q.. of tokens g and g + 8
@@ -120,7 +120,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, 16 / WARPS) decode(
       qf[s][h] = g < group ? pack_half(load_q(q_ptr, at, q_type), load_q(q_ptr, at + 1, q_type)) : 0;
     }
 
-  const u32 ring_at = (u32)__cvta_generic_to_shared(&ring[warp][0][lane * 16]);
+  const u32 ring_at = (u32)__cvta_generic_to_shared(&ring[warp][0][0]);
   int held_pages = 0;
   auto fetch = [&](int i) {
     if (i < mine) {
@@ -132,12 +132,15 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, 16 / WARPS) decode(
       const int first = begin + (warp + i * WARPS) * TILE;
       const u64 page = (u64)__shfl_sync(~0u, held_pages, i & 31);
       const u64 cell = (((page * num_kv_heads + kv_head) << page_bits) + (first & page_mask)) * D;
-      const char *k = k_ptr + cell + g * D + q * 16, *v = v_ptr + cell + 2 * q * D + g * 16;
-      const u32 to = ring_at + (i % STAGES) * (TILE * D * 2);
-      copy16(to, k);
-      copy16(to + 512, k + 64);
-      copy16(to + 1024, k + 8 * D);
-      copy16(to + 1536, k + 8 * D + 64);
+      const char *k = k_ptr + cell + lane * 16, *v = v_ptr + cell + 2 * q * D + g * 16;
+      const u32 slot = ring_at + (i % STAGES) * (TILE * D * 2), to = slot + lane * 16;
+      // Keys arrive as whole lines, four tokens a copy; odd tokens have their halves swapped,
+      // so that eight lanes read eight different groups of banks.
+      const u32 to_k = slot + (lane * 16 ^ ((lane >> 3 & 1) << 6));
+      copy16(to_k, k);
+      copy16(to_k + 512, k + 512);
+      copy16(to_k + 1024, k + 1024);
+      copy16(to_k + 1536, k + 1536);
       copy16(to + 2048, v);
       copy16(to + 2560, v + D);
       copy16(to + 3072, v + 8 * D);
@@ -150,12 +153,15 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, 16 / WARPS) decode(
   float acc[8][4] = {}, top[2] = {-1e30f, -1e30f}, total[2] = {0.0f, 0.0f};
   for (int i = 0; i < mine; ++i) {
     wait_oldest();
+    __syncwarp();
     const uint4 *tile = (const uint4 *)&ring[warp][i % STAGES][lane * 16];
+    const uint4 *keys = (const uint4 *)&ring[warp][i % STAGES][g * D];
+    const int near = q ^ ((g & 1) << 2), far = near ^ 4;
     u32 lo[8], hi[8];
-    *(uint4 *)&lo[0] = tile[0];
-    *(uint4 *)&lo[4] = tile[32];
-    *(uint4 *)&hi[0] = tile[64];
-    *(uint4 *)&hi[4] = tile[96];
+    *(uint4 *)&lo[0] = keys[near];
+    *(uint4 *)&lo[4] = keys[far];
+    *(uint4 *)&hi[0] = keys[64 + near];
+    *(uint4 *)&hi[4] = keys[64 + far];
     // Two sums: a chain of eight dependent products would be as long as the tile's own time.
     float s[4] = {0.0f, 0.0f, 0.0f, 0.0f}, s_odd[4] = {0.0f, 0.0f, 0.0f, 0.0f};
 #pragma unroll

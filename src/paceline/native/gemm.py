@@ -30,9 +30,9 @@ __all__ = ["Linear", "linear", "linear_ref", "logits", "quantize_weight"]
 class Linear:
     """A linear layer's weight, without bias.
 
-        weight_NK     (N, K) model dtype, or FP8 codes
-        weight_scale  None; () float32 for the whole weight; (N,) float32 per output channel
-        input_scale   None: the activations' scale is found per token; () float32: it is fixed
+    weight_NK     (N, K) model dtype, or FP8 codes
+    weight_scale  None; () float32 for the whole weight; (N,) float32 per output channel
+    input_scale   None: the activations' scale is found per token; () float32: it is fixed
     """
 
     weight_NK: Tensor

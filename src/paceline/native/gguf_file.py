@@ -45,12 +45,17 @@ class GgufSource:
         try:
             from gguf import GGUFReader
         except ImportError as error:
-            raise NativeError("the gguf package is not installed", hint="pip install gguf") from error
+            raise NativeError(
+                "the gguf package is not installed", hint="pip install gguf"
+            ) from error
         self.path = path
         reader = GGUFReader(path)
         self._tensors = {tensor.name: tensor for tensor in reader.tensors}
-        self._fields = {name: field.contents() for name, field in reader.fields.items()
-                        if not name.startswith("tokenizer.ggml.") or name.endswith("_token_id")}
+        self._fields = {
+            name: field.contents()
+            for name, field in reader.fields.items()
+            if not name.startswith("tokenizer.ggml.") or name.endswith("_token_id")
+        }
         self.config = self._read_config()
 
     def part(self, name: str, *, rows: slice, columns: slice, device: torch.device) -> Part:
@@ -100,9 +105,7 @@ class GgufSource:
             vocab_size=self._tensors["token_embd.weight"].data.shape[0],
             rms_norm_eps=self._field("attention.layer_norm_rms_epsilon"),
             max_context_len=self._field("context_length"),
-            rope=RopeConfig(
-                theta=self._field("rope.freq_base", 10000.0), head_size=head_size
-            ),
+            rope=RopeConfig(theta=self._field("rope.freq_base", 10000.0), head_size=head_size),
             eos_token_ids=() if eos is None else (int(eos),),
             tied_embeddings="output.weight" not in self._tensors,
         )

@@ -1,8 +1,14 @@
-"""Instruments of the bench: the board's power and clocks, and the time of each kernel."""
+"""Instruments of the bench: the board's power and clocks, and the time of each kernel.
+
+Shape letters (this file)
+    T   tokens of a step
+    K   width of a product's input
+"""
 
 from __future__ import annotations
 
 import threading
+import time
 from collections import defaultdict
 from collections.abc import Callable
 from statistics import mean
@@ -11,7 +17,11 @@ from typing import Any
 
 import torch
 
-__all__ = ["BoardMeter", "kernel_times"]
+from paceline.native.fused import Target, quantize_rows
+from paceline.native.gemm import linear
+from paceline.native.model import Llama
+
+__all__ = ["BoardMeter", "kernel_times", "product_ms"]
 
 # Names of kernels, first match wins; cuBLASLt's FP8 products are the nvjet kernels of type qq.
 _PARTS = (
@@ -76,28 +86,57 @@ class BoardMeter:
             self._samples.append((power, clock))
 
 
-def kernel_times(step: Callable[[], Any], num_steps: int) -> dict[str, Any]:
-    """Milliseconds of device time a step, by part, over `num_steps` steps."""
+def kernel_times(step: Callable[[], Any], *, num_settling: int, num_steps: int) -> dict[str, Any]:
+    """Milliseconds of device time a step, by part, over `num_steps` steps.
+
+    The profiler's own start leaves the device idle, and its clocks rise; `num_settling` steps
+    under it bring them back to what the load sustains.
+    """
+    schedule = torch.profiler.schedule(wait=0, warmup=num_settling, active=num_steps)
     activities = [torch.profiler.ProfilerActivity.CUDA]
-    torch.cuda.synchronize()
-    with torch.profiler.profile(activities=activities) as profiler:
-        for _ in range(num_steps):
+    with torch.profiler.profile(activities=activities, schedule=schedule) as profiler:
+        for _ in range(num_settling + num_steps):
             step()
-        torch.cuda.synchronize()
+            profiler.step()
     totals: dict[str, float] = defaultdict(float)
     kernels: dict[str, float] = defaultdict(float)
     for event in profiler.key_averages():
-        ms = event.self_device_time_total / 1e3
+        ms = event.self_device_time_total / 1e3 / num_steps
+        if event.key.startswith("ProfilerStep"):
+            continue
         totals[_part(event.key)] += ms
         kernels[event.key[:60]] += ms
-    # `num_steps` calls queue as many steps, and wait for all but the last.
-    parts = {f"{part}_ms": round(ms / num_steps, 3) for part, ms in sorted(totals.items())}
     top = sorted(kernels.items(), key=lambda item: -item[1])[:14]
     return {
-        "parts": parts,
-        "device_ms": round(sum(totals.values()) / num_steps, 2),
-        "kernels": {name: round(ms / num_steps, 3) for name, ms in top},
+        "parts_ms": {part: round(ms, 2) for part, ms in sorted(totals.items())},
+        "device_ms": round(sum(totals.values()), 2),
+        "kernels_ms": {name: round(ms, 3) for name, ms in top},
     }
+
+
+def product_ms(llama: Llama, num_tokens: int, *, seconds: float) -> float:
+    """Milliseconds that the linear layers alone take for `num_tokens`, sustained for `seconds`."""
+    device = llama.weights.embed_VD.device
+    inputs: dict[int, Any] = {}
+    for layer in llama.weights.layers[:1]:
+        for linear_layer in (layer.qkv, layer.out, layer.gate_up, layer.down):
+            width = linear_layer.weight_NK.shape[1]
+            x_TK = torch.randn((num_tokens, width), device=device).to(llama.dtype)
+            is_fp8 = linear_layer.weight_scale is not None
+            scale = torch.tensor(0.01, device=device)
+            inputs[width] = quantize_rows(x_TK, target=Target(is_fp8, scale if is_fp8 else None))
+    count, elapsed = 0, 0.0
+    for begun in (time.monotonic(), None):
+        # The first pass brings the clocks to what products alone sustain.
+        start, count = time.monotonic() if begun is None else begun, 0
+        while (elapsed := time.monotonic() - start) < seconds:
+            for layer in llama.weights.layers:
+                for linear_layer in (layer.qkv, layer.out, layer.gate_up, layer.down):
+                    x = inputs[linear_layer.weight_NK.shape[1]]
+                    linear(x, linear_layer, llama.dtype)
+            torch.cuda.synchronize(device)
+            count += 1
+    return 1e3 * elapsed / count
 
 
 def _part(kernel: str) -> str:

@@ -191,9 +191,7 @@ class Llama:
         out_TD = out_TQd.flatten(1)
         return quantize_rows(out_TD, target=target) if fixed is None else Quantized(out_TD, fixed)
 
-    def _sample(
-        self, residual_TD: Tensor, delta_TD: Tensor | None, tensors: StepTensors
-    ) -> Tensor:
+    def _sample(self, residual_TD: Tensor, delta_TD: Tensor | None, tensors: StepTensors) -> Tensor:
         """Ids of the rows that sample; only their logits are computed."""
         rows_R = tensors.sample_row_R
         residual_RD = residual_TD[rows_R]

@@ -1,8 +1,8 @@
 """The step loop: plan, queue, and take the ids of the step before.
 
-    step n + 1 is planned and queued while the device runs step n; then the ids of step n
-    are awaited, and the sequences they end leave. So the device never waits for the host,
-    and an end of sequence is noticed one step late: the id computed past it is dropped.
+step n + 1 is planned and queued while the device runs step n; then the ids of step n
+are awaited, and the sequences they end leave. So the device never waits for the host,
+and an end of sequence is noticed one step late: the id computed past it is dropped.
 """
 
 from __future__ import annotations
