@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,9 @@ from typing import Any
 
 import pytest
 from support import Outcome, Paceline
+
+# Set before torch is imported: spinning threads of two test workers would fight for two cores.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 REPOSITORY = Path(__file__).parent.parent
 FIXTURES = REPOSITORY.parent / "shared" / "fixtures"
