@@ -38,13 +38,20 @@ _SETTLE_STEPS = 10
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BenchOptions:
-    """What to measure. `steady_steps` None is a whole run; `num_layers` None is all of them."""
+    """What to measure. `steady_steps` None is a whole run; `num_layers` None is all of them.
+
+    `is_longest_first` False keeps the order of the lengths file; a whole run takes as long in
+    either, but only in the file's order is its middle a mix of all prompts. `stop_after_s`
+    ends a whole run at what is taken for 60 % of its time, the end of the steady part.
+    """
 
     engine: EngineConfig
     lengths: Path
     num_samples: int
     steady_steps: int | None = None
     num_layers: int | None = None
+    is_longest_first: bool = True
+    stop_after_s: float | None = None
     is_profiled: bool = True
 
 
@@ -97,7 +104,7 @@ def _measure(engine: Engine, pairs: list[list[int]], options: BenchOptions) -> d
     requests = _requests(pairs, engine.source.config.vocab_size)
     if options.steady_steps is not None:
         _fill(engine, requests)
-        # The middle of a run meets prompts of all lengths, not the longest.
+    if options.steady_steps is not None or not options.is_longest_first:
         scheduler = engine.scheduler
         scheduler.config = replace(scheduler.config, longest_first=False)
     engine.add(requests)
@@ -105,15 +112,16 @@ def _measure(engine: Engine, pairs: list[list[int]], options: BenchOptions) -> d
     gc.disable()
     with BoardMeter(engine.resolved.device) as meter:
         begin_ns = time.monotonic_ns()
-        returned = _loop(engine, options.steady_steps)
+        returned = _loop(engine, options)
         end_ns = time.monotonic_ns()
-    rates = _rates(engine, _window(engine.records, begin_ns, options.steady_steps))
+    rates = _rates(engine, _window(engine.records, begin_ns, options))
     stats = engine.stats()
     breakdown = {}
-    if options.is_profiled and options.steady_steps and engine.resolved.device.type == "cuda":
+    is_partial = options.steady_steps is not None or options.stop_after_s is not None
+    if options.is_profiled and is_partial and engine.resolved.device.type == "cuda":
         breakdown = _breakdown(engine, rates)
     gc.enable()
-    if options.steady_steps is None and returned != sum(output for _, output in pairs):
+    if not is_partial and returned != sum(output for _, output in pairs):
         raise NativeError(f"{returned} tokens came back of those asked for")
     duration_s = (end_ns - begin_ns) / 1e9
     return {
@@ -121,7 +129,7 @@ def _measure(engine: Engine, pairs: list[list[int]], options: BenchOptions) -> d
         "torch": torch.__version__,
         "samples": len(pairs),
         "duration_s": round(duration_s, 2),
-        "tokens_per_s": round(returned / duration_s, 1) if not options.steady_steps else None,
+        "tokens_per_s": round(returned / duration_s, 1) if not is_partial else None,
         **rates,
         **breakdown,
         **meter.figures(),
@@ -129,10 +137,11 @@ def _measure(engine: Engine, pairs: list[list[int]], options: BenchOptions) -> d
     }
 
 
-def _loop(engine: Engine, steady_steps: int | None) -> int:
-    """Step to the end, or `steady_steps` times; return the tokens that came back."""
+def _loop(engine: Engine, options: BenchOptions) -> int:
+    """Step to the end, or as far as the options say; return the tokens that came back."""
     returned, step = 0, 0
-    while not engine.is_idle and step != steady_steps:
+    stop_at = time.monotonic() + (options.stop_after_s or float("inf"))
+    while not engine.is_idle and step != options.steady_steps and time.monotonic() < stop_at:
         returned += sum(len(result.token_ids) for result in engine.step())
         step += 1
     return returned
@@ -155,11 +164,15 @@ def _breakdown(engine: Engine, rates: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _window(records: list[StepRecord], begin_ns: int, steady_steps: int | None) -> list[StepRecord]:
+def _window(
+    records: list[StepRecord], begin_ns: int, options: BenchOptions
+) -> list[StepRecord]:
     """The steady records; the first one only marks where the time starts."""
-    if steady_steps is not None:
-        return records[_SETTLE_STEPS : steady_steps - 1]
+    if options.steady_steps is not None:
+        return records[_SETTLE_STEPS : options.steady_steps - 1]
     span = records[-1].done_ns - begin_ns
+    if options.stop_after_s is not None:
+        span = int(span / _STEADY_TO)
     low, high = (begin_ns + int(part * span) for part in (_STEADY_FROM, _STEADY_TO))
     return [record for record in records if low <= record.done_ns <= high]
 
@@ -239,6 +252,8 @@ def _parse(arguments: list[str] | None) -> BenchOptions:
     parser.add_argument("--samples", type=int, default=3000)
     parser.add_argument("--layers", type=int)
     parser.add_argument("--steady", type=int, metavar="STEPS")
+    parser.add_argument("--order", choices=["longest", "given"], default="longest")
+    parser.add_argument("--stop-after", type=float, metavar="SECONDS")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--quantization", default="fp8-tensor")
@@ -267,6 +282,8 @@ def _parse(arguments: list[str] | None) -> BenchOptions:
         num_samples=given.samples,
         steady_steps=given.steady,
         num_layers=given.layers,
+        is_longest_first=given.order == "longest",
+        stop_after_s=given.stop_after,
     )
 
 

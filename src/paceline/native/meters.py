@@ -92,12 +92,13 @@ def kernel_times(step: Callable[[], Any], *, num_settling: int, num_steps: int) 
     The profiler's own start leaves the device idle, and its clocks rise; `num_settling` steps
     under it bring them back to what the load sustains.
     """
-    schedule = torch.profiler.schedule(wait=0, warmup=num_settling, active=num_steps)
+    schedule = torch.profiler.schedule(wait=0, warmup=num_settling, active=num_steps, repeat=1)
     activities = [torch.profiler.ProfilerActivity.CUDA]
     with torch.profiler.profile(activities=activities, schedule=schedule) as profiler:
-        for _ in range(num_settling + num_steps):
+        for done in range(num_settling + num_steps):
+            if done:
+                profiler.step()
             step()
-            profiler.step()
     totals: dict[str, float] = defaultdict(float)
     kernels: dict[str, float] = defaultdict(float)
     for event in profiler.key_averages():
