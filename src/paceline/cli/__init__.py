@@ -182,10 +182,14 @@ def data_build(
         Path, typer.Option(help="Folder of the Llama-2 checkpoint (tokenizer.json).")
     ],
     out: Annotated[Path, typer.Option(help="Folder for the two datasets.")],
+    samples: Annotated[int, typer.Option(min=4, help="Rows of the dataset.")] = 24576,
+    calibration: Annotated[int, typer.Option(min=1, help="Rows of the calibration set.")] = 1000,
     as_json: JsonOption = False,
 ) -> None:
     """Turn the raw OpenOrca parquet into the benchmark's dataset and calibration set."""
-    _verbs().data_build(parquet, tokenizer, out, as_json=as_json)
+    _verbs().data_build(
+        parquet, tokenizer, out, samples=samples, calibration=calibration, as_json=as_json
+    )
 
 
 @data_app.command("verify")

@@ -131,13 +131,17 @@ def show(run_dir: Path, *, as_json: bool) -> None:
     _print_verdict(verdict, run_dir, as_json=as_json)
 
 
-def data_build(parquet: Path, tokenizer: Path, out: Path, *, as_json: bool) -> None:
+def data_build(
+    parquet: Path, tokenizer: Path, out: Path, *, samples: int, calibration: int, as_json: bool
+) -> None:
     """`paceline data build`."""
+    spec = orca.OrcaSpec(num_samples=samples, num_calibration=calibration)
     with Bar("data build") as bar:
         report = orca.build_openorca(
             parquet,
             tokenizer,
             out,
+            spec=spec,
             progress=lambda done, total: bar.update(done, total, f"{done:,}/{total:,} rows"),
         )
     facts = report.as_json()

@@ -264,7 +264,7 @@ def _smollm2(name: str, fraction: float) -> Benchmark:
         loadgen_model="llama2-70b",
         is_mlperf=False,
         num_samples=96,
-        performance_samples=32,
+        performance_samples=24,
         # Sized by its count alone: the demo ends VALID on a laptop and on a fast GPU alike.
         min_duration_ms=0,
         prompt_limit=512,
