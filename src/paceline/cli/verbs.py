@@ -105,7 +105,9 @@ def explain(
         _print_json({"settings": rows, "shortfalls": list(resolved.shortfalls)})
         return
     cells: list[tuple[str, ...]] = [("key", "value", "from", "meaning")]
-    cells += [(r["key"], _shown(r["value"]), r["origin"], r["meaning"]) for r in rows]
+    cells += [
+        (r["key"], _shown(r["value"]), r["origin"], _first_sentence(r["meaning"])) for r in rows
+    ]
     typer.echo(table(cells))
     if resolved.shortfalls:
         typer.echo(f"NOT A SUBMISSION: {'; '.join(resolved.shortfalls)}.")
@@ -223,6 +225,10 @@ def _print_facts(facts: Mapping[str, Any], *, as_json: bool) -> None:
 
 def _print_json(value: Mapping[str, Any]) -> None:
     typer.echo(json.dumps(value, indent=2))
+
+
+def _first_sentence(text: str) -> str:
+    return re.split(r"[.;] ", text)[0].rstrip(".")
 
 
 def _shown(value: Any) -> str:

@@ -8,8 +8,12 @@ are errors; nothing is dropped.
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import difflib
+import inspect
+import itertools
+import textwrap
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -71,10 +75,23 @@ def known_keys() -> dict[str, Key]:
     """Every key that exists, in the order of `explain`: the common ones, then each engine's."""
     keys = dict(_KEYS)
     for engine in ENGINES:
-        for field in dataclasses.fields(config_class(engine)):
+        cls = config_class(engine)
+        docs = _field_docs(cls)
+        for field in dataclasses.fields(cls):
             kind = type(field.default)
-            keys[f"engine.{engine}.{field.name}"] = Key(kind, field.default, f"{engine} engine")
+            keys[f"engine.{engine}.{field.name}"] = Key(kind, field.default, docs[field.name])
     return keys
+
+
+def _field_docs(cls: type[Any]) -> dict[str, str]:
+    """The text under each field of a config class: its documentation, kept in one place."""
+    body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
+    assert isinstance(body, ast.ClassDef)
+    docs: dict[str, str] = {}
+    for field, text in itertools.pairwise(body.body):
+        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr):
+            docs[ast.unparse(field.target)] = " ".join(ast.literal_eval(text.value).split())
+    return docs
 
 
 def read_settings(
