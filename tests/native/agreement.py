@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,9 @@ def main() -> None:
         same = sum(a == b for a, b in zip(base, found, strict=True))
         kept = sum(common_prefix(a, b) for a, b in zip(base, found, strict=True))
         total = sum(len(ids) for ids in base)
-        print(f"{name:22s} identical {same}/{len(base)}  before a difference {kept / total:.3f}")
+        sys.stdout.write(
+            f"{name:22s} identical {same}/{len(base)}  before a difference {kept / total:.3f}\n"
+        )
         if given.save and name == "float32":
             given.save.write_text(json.dumps(found))
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import random
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -272,10 +273,10 @@ def main() -> None:
     for name in options.names:
         try:
             run_check(name, device=options.device, rounds=options.rounds)
-            print(f"ok      {name}", flush=True)
+            sys.stdout.write(f"ok      {name}\n")
         except (AssertionError, RuntimeError, ValueError) as error:
             failed.append(name)
-            print(f"FAILED  {name}: {str(error)[:600]}", flush=True)
+            sys.stdout.write(f"FAILED  {name}: {str(error)[:600]}\n")
     if failed:
         raise SystemExit(1)
 

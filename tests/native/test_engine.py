@@ -27,8 +27,7 @@ TEXTS = [
     "The capital of France is",
     "<|im_start|>user\nWrite a haiku about rivers.<|im_end|>\n<|im_start|>assistant\n",
     "def fibonacci(n):\n",
-    "<|im_start|>user\nHow many legs do three spiders have? Explain.<|im_end|>\n"
-    "<|im_start|>assistant\n",
+    "<|im_start|>user\nHow many legs have three spiders?<|im_end|>\n<|im_start|>assistant\n",
     "Once upon a time, in a village by the sea, there lived an old clockmaker who",
     "List the planets of the solar system in order from the sun:\n1.",
 ]

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from paceline.native.cache import PageAllocator
 from paceline.native.errors import NativeError
-from paceline.native.schedule import GenRequest, Scheduler, SchedulerConfig, StepPlan
+from paceline.native.generation import GenRequest
+from paceline.native.schedule import Scheduler, SchedulerConfig, StepPlan
 
 EOS = 2
 

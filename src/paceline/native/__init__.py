@@ -9,7 +9,7 @@ Imports nothing else of paceline and can be lifted out of it.
 """
 
 from paceline.native.errors import NativeError
+from paceline.native.generation import GenRequest, GenResult
 from paceline.native.runner import Engine, EngineConfig
-from paceline.native.schedule import GenRequest, GenResult
 
 __all__ = ["Engine", "EngineConfig", "GenRequest", "GenResult", "NativeError"]

@@ -77,7 +77,7 @@ def _gather(cache_PHNd: Tensor, pages: Tensor, context_len: int, scale: float) -
 
 
 def attend(q_TQd: Tensor, kv: PagedKV, slot: int, start: int) -> Tensor:
-    """Queries at positions start, start + 1, ... of one sequence: (T, Q, d) float32 or as given."""
+    """Queries at positions start, start + 1, ... of one sequence: (T, Q, d)."""
     num_tokens, num_heads, head_size = q_TQd.shape
     _, num_kv_heads, page_len, _ = kv.keys_PHNd.shape
     context_len = start + num_tokens
@@ -214,7 +214,10 @@ def _merge_splits(
 
 
 def compute_type(dtype: torch.dtype, kv_dtype: torch.dtype) -> Any:
-    """Triton's type of the products. FP8 values are exact in float16, and one instruction away; bfloat16 takes two more."""
+    """Triton's type of the products.
+
+    FP8 values are exact in float16, and one instruction away; bfloat16 takes two more.
+    """
     if kv_dtype == FP8_DTYPE:
         return tl.float16
     return {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}[

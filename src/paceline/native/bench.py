@@ -22,9 +22,10 @@ from typing import Any
 import torch
 
 from paceline.native.errors import NativeError
+from paceline.native.generation import GenRequest
 from paceline.native.meters import BoardMeter, kernel_times, product_ms
 from paceline.native.runner import Engine, EngineConfig, StepRecord
-from paceline.native.schedule import GenRequest, Sequence
+from paceline.native.schedule import Sequence
 
 __all__ = ["BenchOptions", "run_bench"]
 
@@ -164,9 +165,7 @@ def _breakdown(engine: Engine, rates: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _window(
-    records: list[StepRecord], begin_ns: int, options: BenchOptions
-) -> list[StepRecord]:
+def _window(records: list[StepRecord], begin_ns: int, options: BenchOptions) -> list[StepRecord]:
     """The steady records; the first one only marks where the time starts."""
     if options.steady_steps is not None:
         return records[_SETTLE_STEPS : options.steady_steps - 1]
@@ -228,7 +227,7 @@ def _fill(engine: Engine, requests: list[GenRequest]) -> None:
 
 
 def _part_way(request: GenRequest, done: int, *, request_id: int) -> Sequence:
-    ids = [*request.token_ids, *request.token_ids[:1] * (done + 1)]
+    ids = [*request.token_ids, *([request.token_ids[0]] * (done + 1))]
     return Sequence(
         request_id=request_id,
         token_ids=ids,

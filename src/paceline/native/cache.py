@@ -55,7 +55,8 @@ class PageAllocator:
 
     def free(self, pages: Iterable[int]) -> None:
         for page in pages:
-            assert not self._is_free[page] and page != TRASH_PAGE, "a page was freed twice"
+            assert page != TRASH_PAGE, "the trash page was freed"
+            assert not self._is_free[page], "a page was freed twice"
             self._is_free[page] = True
             self._free.append(page)
 

@@ -15,7 +15,7 @@ import re
 from collections import OrderedDict
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -26,8 +26,6 @@ from paceline.native.model import ModelConfig
 from paceline.native.rotary import RopeConfig
 
 __all__ = ["Part", "RandomSource", "SafetensorsSource", "Source", "hf_config", "open_source"]
-
-_ALL = slice(None)
 
 
 @dataclass(slots=True)
@@ -244,7 +242,7 @@ class RandomSource:
     _CODE_STD = 32.0
     _VALUE_STD = 0.02
     # Bounds of what the next product reads: a norm's output, attention's, the MLP's.
-    _INPUT_SCALE = {"o_proj": 0.02, "down_proj": 0.2}
+    _INPUT_SCALE: ClassVar = {"o_proj": 0.02, "down_proj": 0.2}
 
     def __init__(self, spec: str, *, is_fp8: bool) -> None:
         name, *options = spec.split(":")

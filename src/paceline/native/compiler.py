@@ -6,6 +6,7 @@ kernels are then plain functions that nothing calls.
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 from typing import Any
@@ -25,13 +26,8 @@ class _NoTriton:
         return function if function is not None else lambda inner: inner
 
 
-triton: Any
-tl: Any
-if HAS_TRITON:
-    import triton
-    import triton.language as tl
-else:
-    triton = tl = _NoTriton()
+triton: Any = importlib.import_module("triton") if HAS_TRITON else _NoTriton()
+tl: Any = importlib.import_module("triton.language") if HAS_TRITON else _NoTriton()
 
 # The interpreter runs kernels on CPU tensors; the tests of addresses and masks use it.
 _INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"

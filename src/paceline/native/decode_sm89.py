@@ -11,6 +11,12 @@ waits for nothing but memory. A warp works alone, with a ring of tiles on their 
     O^T = V^T P^T  128 columns x 8 heads; the lane reads columns 16g.. of tokens 2q, 2q + 1,
                    2q + 8, 2q + 9
 
+Shape letters (this file)
+    D   decodes of the step
+    Q   query heads held here, d head size
+    P   pages of the cache, H KV heads held here, N tokens of a page
+    S   sequence slots, I pages a slot's table holds
+
 `attention.decode_attention` is the entry, and `decode_attention_ref` the definition.
 Compiled at start by NVRTC, for compute capability 8.9 and newer (FP8 conversion in hardware).
 """
@@ -117,7 +123,8 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, 16 / WARPS) decode(
     for (int h = 0; h < 2; ++h) {
       const int i = s * 4 + h * 2, d = (i >> 4) * 64 + q * 16 + (i & 15);
       const u64 at = ((u64)row * num_heads + kv_head * group + g) * D + d;
-      qf[s][h] = g < group ? pack_half(load_q(q_ptr, at, q_type), load_q(q_ptr, at + 1, q_type)) : 0;
+      qf[s][h] = g < group
+          ? pack_half(load_q(q_ptr, at, q_type), load_q(q_ptr, at + 1, q_type)) : 0;
     }
 
   const u32 ring_at = (u32)__cvta_generic_to_shared(&ring[warp][0][0]);
@@ -265,10 +272,7 @@ _TYPES = {torch.bfloat16: 0, torch.float16: 1, torch.float8_e4m3fn: 2}
 
 
 def can_run(q_DQd: Tensor, keys_PHNd: Tensor) -> bool:
-    """True if this kernel is for these queries and pages.
-
-    Shape letters: D decodes, Q query heads, d head size, P pages, H KV heads, N page tokens.
-    """
+    """True if this kernel is for these queries and pages."""
     _, num_kv_heads, page_len, head_size = keys_PHNd.shape
     return (
         q_DQd.is_cuda
@@ -282,8 +286,10 @@ def can_run(q_DQd: Tensor, keys_PHNd: Tensor) -> bool:
     )
 
 
-@lru_cache(maxsize=1)
-def _kernel() -> Callable[..., None]:
+@lru_cache(maxsize=64)
+def _kernel(device_index: int) -> Callable[..., None]:
+    """The kernel, loaded on a device; one a device, since a module belongs to its context."""
+    assert device_index == torch.cuda.current_device(), "the kernel's device is not the current"
     options = [f"-DWARPS={WARPS}", f"-DSTAGES={STAGES}"]
     compiled: Any = torch.cuda._compile_kernel(SOURCE, "decode", nvcc_options=options)
     # Four programs a multiprocessor need its shared memory; left alone, the driver may split
@@ -320,7 +326,7 @@ def launch(
         _TYPES[q_DQd.dtype],
         _TYPES[out_DQd.dtype],
     )
-    _kernel()(
+    _kernel(q_DQd.device.index)(
         grid=(num_kv_heads, num_rows, num_splits),
         block=(32 * WARPS, 1, 1),
         args=[*tensors, *integers],

@@ -2,6 +2,8 @@
 
 Steps are queued without waiting: the ids a step samples stay on the device, where the next
 step reads them, and are copied to the host for whoever asks later (`PendingIds`).
+
+Shape letters (this file): those of `inputs` and `model`.
 """
 
 from __future__ import annotations

@@ -21,17 +21,12 @@ from paceline.native.cache import PageAllocator
 from paceline.native.checkpoint import Source, open_source
 from paceline.native.errors import NativeError
 from paceline.native.executor import Executor, ExecutorConfig, PendingIds
+from paceline.native.generation import GenRequest, GenResult
 from paceline.native.inputs import build_arrays
 from paceline.native.model import ModelConfig
 from paceline.native.parallel import TensorGroup
 from paceline.native.ranks import Ranks
-from paceline.native.schedule import (
-    GenRequest,
-    GenResult,
-    Scheduler,
-    SchedulerConfig,
-    StepPlan,
-)
+from paceline.native.schedule import Scheduler, SchedulerConfig, StepPlan
 
 __all__ = ["Engine", "EngineConfig", "StepRecord"]
 
