@@ -79,6 +79,7 @@ def test_fp8_codes_and_scales_are_kept_where_the_layout_allows(
     assert torch.equal(layer.down.weight_NK.view(torch.uint8), codes.view(torch.uint8))
     assert layer.down.input_scale is not None
     assert float(layer.down.input_scale) == pytest.approx(0.05)
+    assert engine.stats()["activation_scales"] == "fixed"
     assert (layer.kv_scale.key, layer.kv_scale.value) == (0.25, 0.25)
 
 

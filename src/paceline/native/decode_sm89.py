@@ -276,6 +276,7 @@ def can_run(q_DQd: Tensor, keys_PHNd: Tensor) -> bool:
     _, num_kv_heads, page_len, head_size = keys_PHNd.shape
     return (
         q_DQd.is_cuda
+        and hasattr(torch.cuda, "_compile_kernel")
         and q_DQd.dtype in (torch.bfloat16, torch.float16)
         and keys_PHNd.dtype == torch.float8_e4m3fn
         and head_size == HEAD_SIZE

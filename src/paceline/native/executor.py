@@ -15,8 +15,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from paceline.native import decode_sm89
 from paceline.native.cache import CacheConfig, KVCache
 from paceline.native.checkpoint import Source
+from paceline.native.compiler import uses_kernel
 from paceline.native.errors import NativeError
 from paceline.native.inputs import StepArrays, idle_arrays, pack, packed_len, unpack
 from paceline.native.model import Llama, StepTensors
@@ -103,13 +105,43 @@ class Executor:
         self._out_buffers: list[Tensor] = []
         self._turn = 0
 
+    def describe(self) -> dict[str, str]:
+        """What was chosen for this model on this device, for the record."""
+        llama = self.llama
+        layer = llama.weights.layers[0].down
+        scales = "none" if layer.weight_scale is None else "per token"
+        if layer.input_scale is not None:
+            scales = "fixed"
+        heads = self.source.config.num_heads // self.group.size
+        shape = (1, heads, self.source.config.head_size)
+        q_DQd = torch.empty(shape, dtype=llama.dtype, device=self.config.device)
+        runs_source = decode_sm89.can_run(q_DQd, llama.cache.keys_LPHNd[0])
+        kernel = "definition" if not uses_kernel(q_DQd) else "triton"
+        return {
+            "activation_scales": scales,
+            "decode_kernel": "cuda source" if runs_source else kernel,
+        }
+
     @property
     def is_cuda(self) -> bool:
         return self.config.device.type == "cuda"
 
     @torch.inference_mode()
     def prepare(self, progress: Progress) -> int:
-        """Load, warm up and allocate; return the number of pages, the least of any rank."""
+        """Load, warm up and allocate; return the number of pages, the least of any rank.
+
+        Raises
+            NativeError  the checkpoint cannot be read, or the device has no room for all of it.
+        """
+        try:
+            return self._prepare(progress)
+        except torch.OutOfMemoryError as error:
+            raise NativeError(
+                f"out of memory on {self.config.device} while warming up",
+                hint="lower max_step_tokens or kv_memory_fraction, or raise tensor_parallel",
+            ) from error
+
+    def _prepare(self, progress: Progress) -> int:
         config = self.config
         if self.is_cuda:
             torch.cuda.set_device(config.device)
@@ -153,6 +185,8 @@ class Executor:
                 f"out of memory in a step of {len(arrays.token_T)} tokens",
                 hint="lower kv_memory_fraction or max_step_tokens",
             ) from error
+        except RuntimeError as error:
+            raise NativeError(f"a step failed on {self.config.device}: {error}") from error
 
     def _execute(self, arrays: StepArrays) -> PendingIds:
         num_rows, num_sampled = len(arrays.slot_D), len(arrays.sample_row_R)

@@ -238,6 +238,7 @@ class Engine:
             "max_live_sequences": max((r.num_decodes for r in self.records), default=0),
             "quantization": self.config.quantization,
             "kv_dtype": str(self.resolved.kv_dtype).removeprefix("torch."),
+            **self.executor.describe(),
         }
 
     def close(self) -> None:
