@@ -219,7 +219,7 @@ def _llama2(name: str, fraction: float) -> Benchmark:
         loadgen_model="llama2-70b",
         is_mlperf=True,
         num_samples=24576,
-        performance_samples=16576,
+        performance_samples=24576,
         min_duration_ms=600_000,
         prompt_limit=1024,
         max_new_tokens=1024,
