@@ -22,6 +22,7 @@ VERBS = (
     ("bench", "harness"),
     ("bench", "scoring"),
     ("bench", "data"),
+    ("bench", "engine"),
 )
 HEAD = """# The command line
 

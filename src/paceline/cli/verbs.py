@@ -27,6 +27,7 @@ __all__ = [
     "data_synthetic",
     "data_verify",
     "explain",
+    "print_facts",
     "resume",
     "run",
     "show",
@@ -195,17 +196,17 @@ def data_synthetic(out: Path, samples: int) -> None:
 
 def bench_harness(samples: int, tokens: int, *, as_json: bool) -> None:
     """`paceline bench harness`."""
-    _print_facts(bench.bench_harness(samples, tokens), as_json=as_json)
+    print_facts(bench.bench_harness(samples, tokens), as_json=as_json)
 
 
 def bench_scoring(samples: int, words: int, *, as_json: bool) -> None:
     """`paceline bench scoring`."""
-    _print_facts(scoring.bench_scoring(samples, words), as_json=as_json)
+    print_facts(scoring.bench_scoring(samples, words), as_json=as_json)
 
 
 def bench_data(rows: int, *, as_json: bool) -> None:
     """`paceline bench data`."""
-    _print_facts(orca.bench_data_build(rows), as_json=as_json)
+    print_facts(orca.bench_data_build(rows), as_json=as_json)
 
 
 def _print_verdict(verdict: Mapping[str, Any], run_dir: Path, *, as_json: bool) -> None:
@@ -216,7 +217,8 @@ def _print_verdict(verdict: Mapping[str, Any], run_dir: Path, *, as_json: bool) 
     raise typer.Exit(0 if verdict["verdict"] == "PASS" else 1)
 
 
-def _print_facts(facts: Mapping[str, Any], *, as_json: bool) -> None:
+def print_facts(facts: Mapping[str, Any], *, as_json: bool) -> None:
+    """Named figures, a line each, or as JSON."""
     if as_json:
         _print_json(facts)
     else:

@@ -25,7 +25,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from paceline.rundir import make_folder, write_atomically
 
-__all__ = ["build_synthetic"]
+__all__ = ["build_synthetic", "draw_lengths"]
 
 _ORIGINS = ("cot", "flan", "niv", "t0")
 _VOCABULARY = 32000
@@ -53,12 +53,19 @@ def build_synthetic(folder: Path, num_samples: int) -> Path:
     return path
 
 
+def draw_lengths(
+    num_samples: int, rng: np.random.Generator | None = None
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Prompt and output lengths of samples, (n,) int64 each, in tokens; the same every time."""
+    rng = rng or np.random.default_rng(_SEED)
+    output_lens = np.interp(rng.random(num_samples), _OUTPUT_QUANTILES, _OUTPUT_LENS)
+    prompt_lens = rng.lognormal(_PROMPT_LOG_MEAN, _PROMPT_LOG_SIGMA, num_samples)
+    return np.clip(prompt_lens.astype(np.int64), *_PROMPT_LENS), output_lens.astype(np.int64)
+
+
 def _frame(num_samples: int) -> pd.DataFrame:
     rng = np.random.default_rng(_SEED)
-    output_lens = np.interp(rng.random(num_samples), _OUTPUT_QUANTILES, _OUTPUT_LENS).astype(int)
-    prompt_lens = np.clip(
-        rng.lognormal(_PROMPT_LOG_MEAN, _PROMPT_LOG_SIGMA, num_samples).astype(int), *_PROMPT_LENS
-    )
+    prompt_lens, output_lens = draw_lengths(num_samples, rng)
     prompts = [_words(rng, length) for length in prompt_lens]
     answers = [_words(rng, length) for length in output_lens]
     origins = [_ORIGINS[row * len(_ORIGINS) // num_samples] for row in range(num_samples)]
