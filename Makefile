@@ -37,7 +37,7 @@ clean:
 .venv/constraints.txt: constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "paceline needs Python 3.11 or newer: make PYTHON=python3.11")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(if $(GPU),--system-site-packages) .venv
-	$(if $(GPU),grep -v '^torch==' constraints.txt > $@,cp constraints.txt $@)
+	$(if $(GPU),grep -vE '^(torch|triton)==' constraints.txt > $@,cp constraints.txt $@)
 
 .venv/.demo: .venv/constraints.txt pyproject.toml
 	$(PIP) -c .venv/constraints.txt -e '.[demo]'
@@ -46,5 +46,6 @@ clean:
 
 .venv/.dev: .venv/constraints.txt pyproject.toml
 	$(PIP) -c .venv/constraints.txt -e '.[demo,dev]'
+	$(if $(GPU),,$(PIP) -c .venv/constraints.txt triton) # kernels run in its interpreter on a CPU
 	$(MODEL)
 	touch .venv/.demo $@
