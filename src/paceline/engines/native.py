@@ -195,7 +195,9 @@ class NativeEngine:
         try:
             with _on_device(str(engine.resolved.device), torch):
                 while self._take_work(engine):
-                    engine.run_until_idle(lambda result: self._deliver(engine, result))
+                    engine.run_until_idle(
+                        lambda result: self._deliver(engine, result), self._report_step
+                    )
         except Exception as error:
             log.exception("the native engine failed")
             message = getattr(error, "message", None) or f"{type(error).__name__}: {error}"
@@ -235,13 +237,18 @@ class NativeEngine:
             sink = self._sinks.pop(result.request_id)
         ids = np.asarray(result.token_ids, dtype=np.int32)
         sink.first_token(result.request_id, int(ids[0]))
-        sink.progress(len(ids))
         sink.done(Completion(result.request_id, ids, result.finish_reason))
         if self._config.data_parallel > 1:
             self._top_up(engine)
         with self._changed:
             if not self._sinks:
                 self._changed.notify_all()
+
+    def _report_step(self, num_tokens: int) -> None:
+        with self._changed:
+            sink = next(iter(self._sinks.values()), None)
+        if sink is not None:
+            sink.progress(num_tokens)
 
     def _fail_all(self, error: EngineError) -> None:
         with self._changed:

@@ -207,16 +207,26 @@ class Engine:
             self._failed = error
             raise
 
-    def run_until_idle(self, on_result: Callable[[GenResult], None]) -> None:
-        """Step until nothing is left, handing out results as they come."""
+    def run_until_idle(
+        self,
+        on_result: Callable[[GenResult], None],
+        on_step: Callable[[int], None] | None = None,
+    ) -> None:
+        """Step until nothing is left, handing out results as they come.
+
+        `on_step` gets the number of tokens that a finished step sampled.
+        """
         was_enabled = gc.isenabled()
         # A collection walks every object of the process and would stall a step.
         gc.collect()
         gc.disable()
         try:
             while not self.is_idle:
+                num_steps = len(self.records)
                 for result in self.step():
                     on_result(result)
+                if on_step is not None and len(self.records) > num_steps:
+                    on_step(self.records[-1].num_sampled)
         finally:
             if was_enabled:
                 gc.enable()
