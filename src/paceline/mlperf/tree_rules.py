@@ -7,7 +7,7 @@ a round's layout, `Round.layout`, is the key of `LAYOUTS`.
     LAYOUTS            "v5" (rounds to v5.1) and "v6": where each file of a result lies
     PERFORMANCE_FILES, ACCURACY_FILES, COMPLIANCE_FILES   what a directory holds, no more, no less
     SYSTEM_FIELDS, MEASUREMENT_FIELDS                     what the two descriptions must say
-    SCENARIO_RULE, TEST06, SUMMARY_COLUMNS, and limits
+    SCENARIO_RULE, TEST06, and limits
 
 Paths are relative, with "/" between parts, as a submission repository has them.
 """
@@ -35,8 +35,6 @@ __all__ = [
     "SCENARIO_NAMES",
     "SCENARIO_RULE",
     "STATUSES",
-    "SUMMARY_COLUMNS",
-    "SUMMARY_SOURCE",
     "SYSTEM_FIELDS",
     "SYSTEM_TYPES",
     "TEST06",
@@ -330,49 +328,15 @@ TEST06 = ComplianceTest(
     source=Source(*_INFERENCE, "compliance/TEST06", "audit.config, run_verification.py"),
 )
 
+# fmt: off
 OTHER_BENCHMARKS = NameList(
     names=(
-        "3d-unet-99",
-        "3d-unet-99.9",
-        "bert-99",
-        "bert-99.9",
-        "deepseek-r1",
-        "dlrm-v2-99",
-        "dlrm-v2-99.9",
-        "dlrm-v3",
-        "e2e-rag-db",
-        "e2e-rag-qna",
-        "gpt-oss-120b",
-        "gptj-99",
-        "gptj-99.9",
-        "llama3.1-405b",
-        "llama3.1-8b",
-        "llama3.1-8b-edge",
-        "mixtral-8x7b",
-        "pointpainting",
-        "qwen3-vl-235b-a22b",
-        "qwen3.6-27b",
-        "resnet",
-        "resnet50",
-        "retinanet",
-        "rgat",
-        "stable-diffusion-xl",
-        "wan-2.2-t2v-a14b",
-        "whisper",
-        "yolo-95",
-        "yolo-99",
+        "3d-unet-99", "3d-unet-99.9", "bert-99", "bert-99.9", "deepseek-r1", "dlrm-v2-99",
+        "dlrm-v2-99.9", "dlrm-v3", "e2e-rag-db", "e2e-rag-qna", "gpt-oss-120b", "gptj-99",
+        "gptj-99.9", "llama3.1-405b", "llama3.1-8b", "llama3.1-8b-edge", "mixtral-8x7b",
+        "pointpainting", "qwen3-vl-235b-a22b", "qwen3.6-27b", "resnet", "resnet50", "retinanet",
+        "rgat", "stable-diffusion-xl", "wan-2.2-t2v-a14b", "whisper", "yolo-95", "yolo-99",
     ),
     source=checker_source('MODEL_CONFIG["..."]["models"]'),
 )
-
-SUMMARY_COLUMNS = tuple(
-    (
-        "Organization Availability Division SystemType SystemName Platform Model MlperfModel "
-        "Scenario Result Accuracy number_of_nodes host_processor_model_name "
-        "host_processors_per_node host_processor_core_count accelerator_model_name "
-        "accelerators_per_node total_accelerators Location framework operating_system notes "
-        "compliance errors version inferred has_power Units weight_data_types "
-        "design_power_watts PrivateID"
-    ).split()
-)
-SUMMARY_SOURCE = checker_source("ResultExporter.__init__: head", module="results.py")
+# fmt: on
