@@ -61,16 +61,35 @@ def open_source(weights: str, *, quantization: str) -> Source:
     if weights.startswith("random:"):
         return RandomSource(weights.removeprefix("random:"), is_fp8=quantization != "none")
     path = Path(weights)
-    if path.is_file() and path.suffix == ".gguf":
-        from paceline.native.gguf_file import GgufSource
+    try:
+        if path.is_file() and path.suffix == ".gguf":
+            from paceline.native.gguf_file import GgufSource
 
-        return GgufSource(path)
-    if (path / "config.json").is_file():
-        return SafetensorsSource(path)
+            return GgufSource(path)
+        if (path / "config.json").is_file():
+            return SafetensorsSource(path)
+    except (ValueError, KeyError, IndexError, TypeError, OSError) as error:
+        raise _damaged(path, error) from error
     raise NativeError(
         f"no checkpoint at {weights}",
         hint="give a directory with config.json, a .gguf file, or random:NAME",
     )
+
+
+def _damaged(path: Path, error: Exception) -> NativeError:
+    return NativeError(
+        f"{path} cannot be read as a checkpoint: {type(error).__name__}: {error}",
+        hint="the download is cut short or damaged: compare its size and hash",
+    )
+
+
+def _open_safetensors(path: Path) -> Any:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        return safe_open(path, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise _damaged(path, error) from error
 
 
 def hf_config(raw: dict[str, Any], *, generation: dict[str, Any] | None = None) -> ModelConfig:
@@ -177,30 +196,26 @@ class SafetensorsSource:
         return 1.0
 
     def _index(self) -> dict[str, str]:
-        from safetensors import safe_open
-
         index = self.directory / "model.safetensors.index.json"
         if index.is_file():
             weight_map: dict[str, str] = json.loads(index.read_text())["weight_map"]
             return weight_map
         file_of = {}
         for path in sorted(self.directory.glob("*.safetensors")):
-            with safe_open(path, framework="pt") as handle:
+            with _open_safetensors(path) as handle:
                 file_of.update(dict.fromkeys(handle.keys(), path.name))
         if not file_of:
             raise NativeError(f"{self.directory} holds no .safetensors file")
         return file_of
 
     def _handle(self, name: str) -> Any:
-        from safetensors import safe_open
-
         if name not in self._file_of:
             raise NativeError(f"{self.directory} has no tensor {name}")
         file = self._file_of[name]
         if file not in self._open:
             if not (self.directory / file).is_file():
                 raise NativeError(f"{self.directory / file} is missing", hint="download it again")
-            self._open[file] = safe_open(self.directory / file, framework="pt")
+            self._open[file] = _open_safetensors(self.directory / file)
             if len(self._open) > self._MAX_OPEN:
                 self._open.popitem(last=False)
         self._open.move_to_end(file)
