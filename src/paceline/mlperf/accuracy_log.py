@@ -175,6 +175,7 @@ class _Reader:
 
     def __init__(self, dtype: np.dtype[np.generic]) -> None:
         self.dtype = dtype
+        self.is_int32 = dtype == np.dtype("<i4")
         self.heads: list[tuple[int, int]] = []
         self.counts: list[int | None] = []
         self.tokens: list[NDArray[np.int32]] = []
@@ -235,7 +236,7 @@ class _Reader:
         if len(raw) % self.dtype.itemsize:
             raise ValueError(f"{len(raw)} bytes are not a whole number of {self.dtype.name} ids")
         ids = np.frombuffer(raw, self.dtype)
-        if self.dtype.name == "int32":
+        if self.is_int32:
             return ids.view(np.int32)
         with np.errstate(invalid="ignore"):
             narrow = ids.astype(np.int32)
