@@ -49,6 +49,17 @@ def test_both_engines_read_a_directory_and_agree(
     assert answers(tmp_path / "reference") == answers(tmp_path / "native")
 
 
+@pytest.mark.parametrize("way", ["data_parallel", "tensor_parallel"])
+def test_two_copies_or_two_ranks_give_the_tokens_of_one(
+    paceline: Paceline, tiny: Path, tmp_path: Path, way: str
+) -> None:
+    run(paceline, tiny, "native")
+    alone = answers(tmp_path / "native")
+    (tmp_path / "native").rename(tmp_path / "alone")
+    run(paceline, tiny, "native", "--set", f"engine.native.{way}=2")
+    assert answers(tmp_path / "native") == alone
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_the_reference_runs_in_the_precision_it_is_told(
     paceline: Paceline, tiny: Path, tmp_path: Path, dtype: str
