@@ -203,7 +203,7 @@ def test_a_stalled_engine_ends_the_run_with_the_samples_in_flight_named(
 ) -> None:
     outcome = paceline(
         *(*FAKE, "--out", "run", "--mode", "performance"),
-        *("--set", "engine.fake.stall_after=20", "--set", "run.stall_timeout_s=1.0"),
+        *("--set", "engine.fake.stall_after=12", "--set", "run.stall_timeout_s=1.0"),
     )
     assert outcome.code == 3
     assert "In flight: 4 samples" in outcome.err

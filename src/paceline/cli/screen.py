@@ -147,6 +147,8 @@ def verdict_text(verdict: Mapping[str, Any], run_dir: str) -> str:
             lines.append(
                 f"    {metric:17} {verdict[metric]:>9.4f}   target >= {bound['low']:.4f}{high}"
             )
+    if verdict.get("compliance") is not None:
+        lines.append(f"  compliance   {verdict['compliance']}   TEST06")
     lines += [
         f"  FAIL {finding['rule']}: {finding['detail']}"
         for finding in verdict["findings"]

@@ -25,7 +25,7 @@ from paceline.errors import RecipeError
 
 __all__ = ["AUTO", "MODES", "Key", "Setting", "known_keys", "read_settings"]
 
-MODES = ("performance", "accuracy", "all")
+MODES = ("performance", "accuracy", "compliance", "all", "submission")
 AUTO = "auto"
 
 
@@ -51,7 +51,9 @@ _KEYS: dict[str, Key] = {
     "run.benchmark": Key(str, "smollm2-135m-99", "benchmark name, with its accuracy suffix"),
     "run.scenario": Key(str, "Offline", "Offline, Server or Interactive"),
     "run.round": Key(str, AUTO, "MLPerf round; auto: the round of the LoadGen wheel", auto=True),
-    "run.mode": Key(str, "all", "performance, accuracy, or all"),
+    "run.mode": Key(
+        str, "all", "performance, accuracy, compliance (TEST06), all (the first two) or submission"
+    ),
     "run.num_samples": Key(
         int, AUTO, "use only so many samples of the dataset, evenly spaced", auto=True
     ),

@@ -4,6 +4,7 @@ run.py         a whole run: directory, tests, verdict
 child.py       the process of one LoadGen test
 loadgen.py     the only door to LoadGen
 offline.py     the SUT of the Offline scenario
+audit.py       the settings of a compliance test, and their removal
 verdict.py     logs to VALID, PASS and the figures
 provenance.py  what made the run
 """

@@ -14,11 +14,12 @@ buffer need only live until the call returns.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import importlib.util
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -26,6 +27,7 @@ from typing import Any, Protocol
 from paceline.config import RunConfig
 from paceline.engines import TokenIds
 from paceline.errors import LoadGenError
+from paceline.harness import audit
 from paceline.mlperf import rules
 
 __all__ = ["Sut", "Wheel", "complete", "start_test", "user_conf", "wheel"]
@@ -83,7 +85,7 @@ def user_conf(config: RunConfig, mode: str) -> str:
     """The text of user.conf. LoadGen reads a line only with spaces around its `=`."""
     model = rules.benchmark(config.benchmark).loadgen_model
     scenario = config.scenario
-    loaded = config.num_samples if mode == "accuracy" else config.loadgen.performance_samples
+    loaded = _loaded_samples(config, mode)
     lines = (
         (f"{model}.*.performance_sample_count_override", loaded),
         (f"{model}.{scenario}.target_qps", config.loadgen.target_qps),
@@ -105,21 +107,21 @@ def start_test(config: RunConfig, mode: str, folder: Path, *, sut: Callable[[], 
     settings.scenario = getattr(lg.TestScenario, config.scenario)
     settings.mode = lg.TestMode.AccuracyOnly if mode == "accuracy" else lg.TestMode.PerformanceOnly
     target = sut()
-    performance_samples = (
-        config.num_samples if mode == "accuracy" else config.loadgen.performance_samples
-    )
     log_settings = lg.LogSettings()
     log_settings.enable_trace = False
     log_settings.log_output.outdir = str(folder)
     log_settings.log_output.copy_summary_to_stdout = False
-    handle = lg.ConstructSUT(
-        lambda query: target.issue([(sample.id, sample.index) for sample in query]), target.flush
-    )
-    library = lg.ConstructQSL(config.num_samples, performance_samples, _nothing, _nothing)
+
+    def issue(query: Sequence[Any]) -> None:
+        audit.AuditFile(audit.audit_path(folder)).remove()  # read by now
+        target.issue([(sample.id, sample.index) for sample in query])
+
+    handle = lg.ConstructSUT(issue, target.flush)
+    loaded = _loaded_samples(config, mode)
+    library = lg.ConstructQSL(config.num_samples, loaded, _nothing, _nothing)
     try:
-        # LoadGen obeys an audit.config that it finds: never one in the user's folder.
-        audit = str(folder / "audit.config")
-        lg.StartTestWithLogSettings(handle, library, settings, log_settings, audit)
+        with _audit(config, mode, folder) as path:
+            lg.StartTestWithLogSettings(handle, library, settings, log_settings, path)
     finally:
         lg.DestroyQSL(library)
         lg.DestroySUT(handle)
@@ -145,6 +147,22 @@ def _import() -> Any:
     import mlperf_loadgen
 
     return mlperf_loadgen
+
+
+def _loaded_samples(config: RunConfig, mode: str) -> int:
+    performance = config.loadgen.performance_samples
+    return performance if mode == "performance" else config.num_samples
+
+
+@contextlib.contextmanager
+def _audit(config: RunConfig, mode: str, folder: Path) -> Iterator[str]:
+    """The file that LoadGen is to look for: there in a compliance test, nowhere in another."""
+    if mode == "compliance":
+        with audit.placed(folder, config.num_samples) as file:
+            yield str(file.path)
+        return
+    audit.remove(folder)
+    yield str(audit.audit_path(folder))
 
 
 def _load_settings(settings: Any, config: RunConfig, folder: Path) -> None:

@@ -24,7 +24,7 @@ from typing import Any
 from paceline import errors
 from paceline.config import RANDOM_WEIGHTS, RunConfig, Setting
 from paceline.errors import EngineError, InterruptedRun, PacelineError, RunDirError
-from paceline.harness import loadgen, provenance, verdict
+from paceline.harness import audit, loadgen, provenance, verdict
 from paceline.mlperf import dataset, rules
 from paceline.rundir import RunDir, disk_problem, file_sha256, write_atomically
 
@@ -105,6 +105,8 @@ def _run_tests(
     config: RunConfig, directory: RunDir, manifest: dict[str, Any], *, observer: Observer
 ) -> dict[str, Any]:
     tests: dict[str, Any] = manifest["tests"]
+    for test in verdict.tests_of(config.mode):
+        audit.remove(directory.test_dir(test))
     try:
         for test in verdict.tests_of(config.mode):
             if tests.get(test, {}).get("status") != "COMPLETE":
@@ -136,6 +138,8 @@ def _conclude(
     for test in verdict.tests_of(config.mode):
         if test == "performance":
             results[test] = verdict.judge_performance(config, directory)
+        elif test == "compliance":
+            results[test] = verdict.judge_compliance(config, directory)
         else:
             observer({"event": "stage", "what": "scoring", "test": test})
             results[test] = verdict.judge_accuracy(
@@ -192,6 +196,7 @@ def _run_test(
     finally:
         os.close(control_write)
         _await_exit(child)
+        audit.remove(folder)
     if facts is None:
         log_path = directory.log_path(test)
         raise EngineError(

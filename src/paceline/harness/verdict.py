@@ -17,14 +17,15 @@ import pandas as pd
 
 from paceline.config import RunConfig
 from paceline.errors import DataError
-from paceline.mlperf import dataset, rules
+from paceline.harness import audit
+from paceline.mlperf import dataset, rules, test06
 from paceline.mlperf.accuracy_log import Finding, read_accuracy
 from paceline.mlperf.logs import DetailLog, read_detail
 from paceline.mlperf.scoring import Score, accuracy_text, score_accuracy
 from paceline.mlperf.tokenizer import load_tokenizer
 from paceline.rundir import RunDir, file_sha256, write_atomically
 
-__all__ = ["judge", "judge_accuracy", "judge_performance", "tests_of"]
+__all__ = ["judge", "judge_accuracy", "judge_compliance", "judge_performance", "tests_of"]
 
 Progress = Callable[[int, int], None]
 
@@ -33,13 +34,17 @@ _ERRORS_SHOWN = 3
 
 def tests_of(mode: str) -> tuple[str, ...]:
     """The LoadGen tests of a run's mode, in the order they run."""
-    return ("performance", "accuracy") if mode == "all" else (mode,)
+    several = {
+        "all": ("performance", "accuracy"),
+        "submission": ("performance", "accuracy", "compliance"),
+    }
+    return several.get(mode, (mode,))
 
 
 def judge(config: RunConfig, results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """The run's verdict from the results of its tests. `results` holds the tests that ended."""
     performance, accuracy = results.get("performance", {}), results.get("accuracy", {})
-    findings = [*performance.get("findings", ()), *accuracy.get("findings", ())]
+    findings = [finding for result in results.values() for finding in result["findings"]]
     complete = all(test in results for test in tests_of(config.mode))
     passed = complete and all(finding["passed"] for finding in findings)
     bounds = rules.benchmark(config.benchmark).accuracy
@@ -47,6 +52,7 @@ def judge(config: RunConfig, results: Mapping[str, Mapping[str, Any]]) -> dict[s
         "verdict": ("PASS" if passed else "FAIL") if complete else "INCOMPLETE",
         "result": performance.get("result"),
         "accuracy": accuracy.get("result"),
+        "compliance": results.get("compliance", {}).get("result"),
         "tokens_per_second": performance.get("tokens_per_second"),
         "samples_per_second": performance.get("samples_per_second"),
         "duration_s": performance.get("duration_s"),
@@ -133,6 +139,39 @@ def judge_accuracy(
     return {
         "result": "PASS" if all(finding["passed"] for finding in findings) else "FAIL",
         **{metric: float(getattr(score, metric)) for metric in rules.ACCURACY_METRICS},
+        "findings": findings,
+    }
+
+
+def judge_compliance(config: RunConfig, run: RunDir) -> dict[str, Any]:
+    """Verify TEST06 from its raw log; writes verify_accuracy.txt beside it."""
+    folder = run.test_dir("compliance")
+    num_samples = audit.samples_of(config.num_samples)
+    result = test06.verify(
+        read_accuracy(folder / "mlperf_log_accuracy.json"),
+        scenario=config.scenario,
+        eos_token_id=rules.benchmark(config.benchmark).eos_token_id,
+        num_samples=num_samples,
+    )
+    write_atomically(folder / "verify_accuracy.txt", test06.verification_text(result))
+    log = read_detail(folder / "mlperf_log_detail.txt")
+    settings = {
+        "effective_test_mode": "PerformanceOnly",
+        "effective_accuracy_log_sampling_target": num_samples,
+        "effective_sample_concatenate_permutation": False,
+    }
+    wrong = [f"{key} is {log.get(key)}" for key, value in settings.items() if log.get(key) != value]
+    findings = [_finding(f"compliance.{f.rule}", f.passed, f.detail) for f in result.findings]
+    findings += [
+        _finding(
+            "compliance.audit",
+            not wrong,
+            "; ".join(wrong) or "LoadGen ran with TEST06's settings",
+        ),
+        _errors(log, "compliance"),
+    ]
+    return {
+        "result": "PASS" if all(finding["passed"] for finding in findings) else "FAIL",
         "findings": findings,
     }
 
