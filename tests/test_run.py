@@ -220,6 +220,19 @@ def test_a_failed_request_ends_the_run_and_names_the_sample(
     assert manifest(tmp_path / "run")["status"] == "INCOMPLETE"
 
 
+def test_a_run_that_was_too_short_names_the_target_that_makes_it_long_enough(
+    paceline: Paceline,
+) -> None:
+    short = (*FAKE, "--mode", "performance", "--set", "engine.fake.tokens_per_second=20000")
+    floor = ("--set", "loadgen.min_duration_ms=3000")
+    outcome = paceline(*short, *floor, "--out", "short")
+    assert outcome.code == 1
+    assert "INVALID" in outcome.out
+    wanted = outcome.out.partition("loadgen.target_qps=")[2].split()[0]
+    again = paceline(*short, *floor, "--set", f"loadgen.target_qps={wanted}", "--out", "long")
+    assert again.code == 0, again
+
+
 def test_a_stray_audit_config_in_the_users_folder_does_nothing(
     paceline: Paceline, tmp_path: Path
 ) -> None:

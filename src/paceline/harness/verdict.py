@@ -77,11 +77,17 @@ def judge_performance(config: RunConfig, run: RunDir) -> dict[str, Any]:
     log = read_detail(run.test_dir("performance") / "mlperf_log_detail.txt")
     result = log.get("result_validity")
     duration_s = _number(log, "result_max_latency_ns", 1e-9)
+    samples_per_second = _number(log, "result_samples_per_second")
+    long_enough = duration_s is not None and duration_s * 1000 >= config.loadgen.min_duration_ms
+    duration = f"{duration_s} s, at least {config.loadgen.min_duration_ms / 1000:g} s"
+    if not long_enough and samples_per_second is not None:
+        # In samples/s, LoadGen's unit: tokens/s here would make the run hundreds of times longer.
+        duration += f"; run it with --set loadgen.target_qps={samples_per_second:.4g}"
     reason = log.get("result_invalid_reason")
     return {
         "result": result if isinstance(result, str) else None,
         "tokens_per_second": _number(log, "result_tokens_per_second"),
-        "samples_per_second": _number(log, "result_samples_per_second"),
+        "samples_per_second": samples_per_second,
         "duration_s": duration_s,
         "findings": [
             _finding(
@@ -90,11 +96,7 @@ def judge_performance(config: RunConfig, run: RunDir) -> dict[str, Any]:
                 f"LoadGen says {result}" + (f": {_one_line(reason)}" if reason else ""),
             ),
             _errors(log, "performance"),
-            _finding(
-                "performance.duration",
-                duration_s is not None and duration_s * 1000 >= config.loadgen.min_duration_ms,
-                f"{duration_s} s, at least {config.loadgen.min_duration_ms / 1000:g} s",
-            ),
+            _finding("performance.duration", long_enough, duration),
         ],
     }
 
