@@ -13,6 +13,9 @@ VERBS = (
     ("run",),
     ("explain",),
     ("show",),
+    ("system",),
+    ("submit",),
+    ("check",),
     ("data",),
     ("data", "build"),
     ("data", "verify"),
@@ -22,6 +25,7 @@ VERBS = (
     ("bench", "harness"),
     ("bench", "scoring"),
     ("bench", "data"),
+    ("bench", "check"),
     ("bench", "engine"),
 )
 HEAD = """# The command line

@@ -2,6 +2,7 @@
 
     __init__   the verbs and their help; `main`, which turns errors into exit codes
     verbs      what each verb does
+    flags_*    verbs with many flags
     screen     progress and results as people see them
 
 Importing this module loads neither numpy nor rich: `paceline --help` must be quick. A verb
@@ -20,6 +21,7 @@ from typing import Annotated, Any
 import typer
 
 import paceline
+from paceline.cli import flags_check, flags_submit
 from paceline.errors import PacelineError
 
 __all__ = [
@@ -54,6 +56,10 @@ bench_app = typer.Typer(
 )
 app.add_typer(data_app, name="data")
 app.add_typer(bench_app, name="bench")
+app.command("system")(flags_submit.system)
+app.command("submit")(flags_submit.submit)
+app.command("check")(flags_check.check)
+bench_app.command("check")(flags_check.bench_check)
 
 RecipeArgument = Annotated[
     Path | None, typer.Argument(help="A TOML recipe; none: the demo on the embedded model.")
@@ -70,7 +76,10 @@ ScenarioOption = Annotated[str | None, typer.Option(help="Offline (run.scenario)
 RoundOption = Annotated[
     str | None, typer.Option("--round", help="MLPerf round, as v6.1 (run.round).")
 ]
-ModeOption = Annotated[str | None, typer.Option(help="performance, accuracy or all (run.mode).")]
+ModeOption = Annotated[
+    str | None,
+    typer.Option(help="performance, accuracy, compliance, all or submission (run.mode)."),
+]
 EngineOption = Annotated[str | None, typer.Option(help="Engine (engine.name).")]
 ModelOption = Annotated[
     str | None, typer.Option(help="Checkpoint: Hugging Face folder or GGUF (model.path).")
