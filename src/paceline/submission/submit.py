@@ -35,7 +35,7 @@ from paceline.submission.matching import (
     require_measured,
 )
 from paceline.submission.measurements import calibration_text, gpus_used
-from paceline.submission.package import tarball, write_tarball
+from paceline.submission.package import write_tarball
 from paceline.submission.recipe import recipe_name, recipe_text
 from paceline.submission.source_code import source_files
 from paceline.submission.system_parse import size_text
@@ -139,7 +139,7 @@ def package(prepared: Prepared, out: Path) -> dict[str, Any]:
     return {
         "tarball": str(out / prepared.archive),
         "sha256": sha256,
-        "bytes": len(tarball(prepared.files, mtime_s=prepared.mtime_s)),
+        "bytes": (out / prepared.archive).stat().st_size,
         "files": [prepared.archive, f"{prepared.archive}.sha256", *texts],
     }
 
