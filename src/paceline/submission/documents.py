@@ -261,7 +261,7 @@ def _figures(result: Result) -> list[str]:
     lines = [
         (
             f"- LoadGen: {performance['result']}, {performance['tokens_per_second']} tokens/s, "
-            f"{performance['samples_per_second']} samples/s, {performance['duration_s']} s"
+            f"{performance['samples_per_second']} samples/s, {performance['duration_s']:.6g} s"
         ),
     ]
     for metric, bound in rules.benchmark(result.benchmark).accuracy.items():

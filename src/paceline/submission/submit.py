@@ -225,6 +225,7 @@ def _also_99(results: Sequence[Result], order: Order, round_name: str) -> bool:
 def _files(submission: Submission, order: Order) -> dict[str, bytes]:
     test = submission.results[0].performance
     source, code = source_files(test.manifest["code"])
+    code += _other_code(submission.results)
     texts = {
         f"{result.benchmark}/{result.scenario}": documents.result_readme(
             submission, result, code=code
@@ -243,6 +244,20 @@ def _files(submission: Submission, order: Order) -> dict[str, bytes]:
         source[name] = recipe_text(result.performance).encode()
         source[f"{name.removesuffix('.toml')}.manifest.json"] = _manifest(result)
     return tree_files(submission, texts, source)
+
+
+def _other_code(results: Sequence[Result]) -> str:
+    """A sentence on tests that other code ran than the first, which the tree holds; or nothing."""
+    tests = [test for result in results for test in result.tests]
+    first = tests[0].manifest["code"]
+    others = [
+        f"the {test.config['scenario']} {test.name} test by commit "
+        f"{test.manifest['code'].get('commit')}"
+        + (", changed since" if test.manifest["code"].get("modified") else "")
+        for test in tests
+        if test.manifest["code"] != first
+    ]
+    return f" Other code ran {'; '.join(others)}." if others else ""
 
 
 def _manifest(result: Result) -> bytes:
