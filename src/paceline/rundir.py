@@ -69,19 +69,18 @@ def write_atomically(path: Path, content: bytes | str) -> None:
 def disk_problem(path: Path, error: OSError) -> EnvironmentProblem:
     """The error for a write that the disk refused, with what to do about it."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        run = _run_of(path)
+        again = "the same command again" if run is None else f"paceline run --resume {run}"
         return EnvironmentProblem(
             f"The disk that holds {path.parent} is full: {path.name} could not be written.",
-            hint=f"free some space, then paceline run --resume {_run_of(path)}",
+            hint=f"free some space, then {again}",
         )
     return EnvironmentProblem(f"Cannot write {path}: {error.strerror}.", hint="check its folder")
 
 
-def _run_of(path: Path) -> Path:
-    """The run directory that holds `path`, or its folder when none does."""
-    for folder in path.parents:
-        if (folder / "manifest.json").exists():
-            return folder
-    return path.parent
+def _run_of(path: Path) -> Path | None:
+    """The run directory that holds `path`, if one does."""
+    return next((p for p in path.parents if (p / "manifest.json").exists()), None)
 
 
 def make_folder(path: Path) -> None:

@@ -410,6 +410,22 @@ def test_a_folder_that_is_taken_is_left_alone(paceline: Paceline, here: Path) ->
     assert [p.name for p in (here / "out").iterdir()] == ["mine"]
 
 
+def test_a_full_disk_leaves_no_half_tree(paceline: Paceline, here: Path) -> None:
+    disk = here / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", str(disk)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("this user cannot mount a small disk")
+    try:
+        outcome = paceline("submit", "three", *SUBMIT, "--out", "disk/out")
+        assert outcome.code == 3, outcome
+        assert "full" in outcome.err
+        assert "--resume" not in outcome.err
+        assert not list((disk / "out").iterdir())
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
 def test_the_recipe_in_the_tree_decides_the_same_run(paceline: Paceline, here: Path) -> None:
     paceline("submit", "three", *SUBMIT, "--out", "out")
     written = next(tree_of(here).glob("src/recipes/*.toml"))

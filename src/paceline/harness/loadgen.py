@@ -113,7 +113,8 @@ def start_test(config: RunConfig, mode: str, folder: Path, *, sut: Callable[[], 
     log_settings.log_output.copy_summary_to_stdout = False
 
     def issue(query: Sequence[Any]) -> None:
-        audit.AuditFile(audit.audit_path(folder)).remove()  # read by now
+        if mode == "compliance":
+            audit.remove(folder)  # LoadGen has read it
         target.issue([(sample.id, sample.index) for sample in query])
 
     handle = lg.ConstructSUT(issue, target.flush)

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,8 +118,14 @@ def write_tree(prepared: Prepared, out: Path) -> Path:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise RunDirError(f"{out} exists and is not empty.", hint="another --out")
     make_folder(out)
-    write_files(prepared.files, out / "tree")
-    return out / "tree"
+    tree, partial = out / "tree", out / "tree.partial"
+    try:
+        write_files(prepared.files, partial)
+        partial.rename(tree)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return tree
 
 
 def package(prepared: Prepared, out: Path) -> dict[str, Any]:
