@@ -356,9 +356,20 @@ def test_the_verb_merges_files(paceline: Paceline, tmp_path: Path) -> None:
     for name in ("a", "b"):
         described = complete(tmp_path / name, name)
         (tmp_path / f"{name}.json").write_text(json.dumps(described.as_json()))
-    outcome = paceline("system", "--merge", "a.json", "--merge", "b.json")
+    outcome = paceline("system", "--merge", "a.json", "b.json")
     assert outcome.code == 0, outcome
     assert "number_of_nodes                    2" in outcome.out
+    assert paceline("system", "a.json", "b.json").code == 2
+    assert paceline("system", "--merge").code == 2
+
+
+def test_the_verb_fills_in_a_description_that_is_there(paceline: Paceline, tmp_path: Path) -> None:
+    described = system.describe(make_host(tmp_path / "a", "a"))
+    (tmp_path / "a.json").write_text(json.dumps(described.as_json()))
+    outcome = paceline("system", "a.json", "--set", "cooling=liquid", "--json")
+    assert outcome.json["hosts"] == ["a"]
+    assert outcome.json["fields"]["cooling"]["value"] == "liquid"
+    assert "cooling" not in outcome.json["unknown"]
 
 
 NVML_STUB = r"""

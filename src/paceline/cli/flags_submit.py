@@ -25,10 +25,13 @@ def _verbs() -> Any:
 
 
 def system(
-    merge: Annotated[
+    descriptions: Annotated[
         list[Path] | None,
-        typer.Option(help="Join descriptions of several hosts; once for each file."),
+        typer.Argument(help="Descriptions to begin with; none: this host is described."),
     ] = None,
+    merge: Annotated[
+        bool, typer.Option("--merge", help="Join the descriptions' hosts into one system.")
+    ] = False,
     file: Annotated[Path | None, typer.Option(help="A system.toml with fields to give.")] = None,
     overrides: FieldOption = None,
     out: Annotated[Path | None, typer.Option(help="Write the description to this file.")] = None,
@@ -38,8 +41,13 @@ def system(
     as_json: JsonOption = False,
 ) -> None:
     """Describe this host as a submission wants it; every field says where it is from."""
-    options = {"file": file, "overrides": overrides or [], "network": network}
-    _verbs().describe_system(merge or [], options=options, out=out, as_json=as_json)
+    options = {
+        "file": file,
+        "overrides": overrides or [],
+        "network": network,
+        "merge": merge,
+    }
+    _verbs().describe_system(descriptions or [], options=options, out=out, as_json=as_json)
 
 
 def submit(

@@ -23,11 +23,17 @@ _SHOWN_FAILURES = 40
 
 
 def describe_system(
-    merge: Sequence[Path], *, options: Mapping[str, Any], out: Path | None, as_json: bool
+    paths: Sequence[Path], *, options: Mapping[str, Any], out: Path | None, as_json: bool
 ) -> None:
     """`paceline system`."""
-    if merge:
-        description = system.merge([system.read(path) for path in merge])
+    if options["merge"] and not paths:
+        raise InputError("--merge joins files, and none is given.", hint="--merge a.json b.json")
+    if len(paths) > 1 and not options["merge"]:
+        raise InputError(
+            f"{len(paths)} descriptions are given.", hint="--merge joins them into one system"
+        )
+    if paths:
+        description = system.merge([system.read(path) for path in paths])
     else:
         description = system.describe(this_host(), network=options["network"])
     description = _given(description, options["file"], options["overrides"])
