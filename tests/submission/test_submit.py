@@ -534,10 +534,16 @@ def a_test(engine: str, engine_config: dict[str, Any], **facts: Any) -> matching
         (a_test("native", {"dtype": "auto", "quantization": "none"}, device="cpu"), "fp32"),
         (a_test("native", {"dtype": "auto", "quantization": "none"}, device="cuda"), "bf16"),
         (a_test("native", {"dtype": "bfloat16", "quantization": "fp8-tensor"}), "fp8"),
+        (a_test("endpoint", {}, dtype="fp4"), "fp4"),
     ],
 )
 def test_the_type_of_the_weights_is_that_of_the_run(test: matching.Test, expected: str) -> None:
     assert measurements.weight_type(test) == expected
+
+
+def test_a_type_that_nobody_says_is_asked_for() -> None:
+    with pytest.raises(InputError, match="type of its weights"):
+        measurements.weight_type(a_test("endpoint", {}))
 
 
 def test_a_closed_result_of_fixed_scales_needs_a_calibration_document(tmp_path: Path) -> None:
@@ -549,6 +555,8 @@ def test_a_closed_result_of_fixed_scales_needs_a_calibration_document(tmp_path: 
     assert measurements.calibration_text(test, given, division="closed") == "as follows"
     whole = a_test("native", {"dtype": "bfloat16", "quantization": "none"})
     assert "bf16" in measurements.calibration_text(whole, None, division="closed")
+    served = a_test("endpoint", {}, dtype="fp4")
+    assert "not on record" in measurements.calibration_text(served, None, division="open")
 
 
 def test_a_setting_that_is_an_input_stands_in_a_variable() -> None:

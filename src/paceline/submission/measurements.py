@@ -15,6 +15,7 @@ from paceline.submission.matching import Result, Test, is_simulated
 __all__ = ["calibration_text", "gpus_used", "measurements", "weight_type"]
 
 _SHORT = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+_SHORT |= {name: name for name in ("fp32", "bf16", "fp16", "fp8", "fp4", "int8", "int4")}
 _INPUT_TYPE = "int32"
 _WHOLE_PRECISION = """\
 The weights are used in {dtype}. They are not quantized, so nothing was calibrated and no sample
@@ -47,7 +48,10 @@ def measurements(result: Result) -> dict[str, str]:
 
 
 def weight_type(test: Test) -> str:
-    """The type that the linear layers' weights have in memory: fp32, bf16, fp16 or fp8."""
+    """The type that the linear layers' weights have in memory, as fp8.
+
+    What the engine says of itself ("dtype" of its description) goes before what it was told.
+    """
     if test.config["engine"] == "fake":
         return "none (simulated)"
     config, engine = test.config["engine_config"], test.facts.get("engine", {})
@@ -75,14 +79,17 @@ def calibration_text(test: Test, given: Path | None, *, division: str) -> str:
     quantization = str(test.config["engine_config"].get("quantization", "none"))
     if is_simulated(test):
         return head + "A rehearsal: no model ran, so nothing was quantized or calibrated.\n"
-    if quantization == "none":
-        return head + _WHOLE_PRECISION.format(dtype=weight_type(test))
+    dtype = weight_type(test)
+    if dtype in ("fp32", "bf16", "fp16"):
+        return head + _WHOLE_PRECISION.format(dtype=dtype)
     if quantization == "fp8-token":
         return head + _SCALE_A_ROW
     if quantization == "fp8-tensor" and division == "open":
         return head + _SCALE_A_TENSOR
+    if division == "open":
+        return head + f"The weights are of type {dtype}; how they became so is not on record.\n"
     raise InputError(
-        f"Weights quantized by '{quantization}' need a calibration document in the {division} "
+        f"Weights of type {dtype} ({quantization}) need a calibration document in the {division} "
         "division: the checkpoint may fix scales that somebody calibrated.",
         hint="--calibration FILE.md that says how, and with which samples",
     )
@@ -108,5 +115,8 @@ def _transformations(test: Test, dtype: str) -> str:
     if is_simulated(test):
         return "none (simulated)"
     if dtype == "fp8":
-        return f"quantization to FP8 e4m3 ({test.config['engine_config']['quantization']})"
+        how = test.config["engine_config"].get("quantization", test.config["engine"])
+        return f"quantization to FP8 e4m3 ({how})"
+    if dtype in ("fp4", "int8", "int4"):
+        return f"quantization to {dtype}"
     return f"none, but conversion to {dtype}"
