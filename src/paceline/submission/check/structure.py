@@ -116,20 +116,7 @@ def find_results(
         base,
         "There is no system below results/: nothing is submitted.",
     )
-    source = f"{base}/{layout.source_dir}"
-    ledger.expect(
-        bool(inventory.children.get(source)),
-        "source-dir",
-        source,
-        f"The source directory {layout.source_dir}/ is missing or empty.",
-    )
-    ledger.expect(
-        any(inventory.size(f"{base}/{name}") for name in CALIBRATION_FILES.names),
-        "calibration",
-        base,
-        f"There is no calibration document ({' or '.join(CALIBRATION_FILES.names[:2])}).",
-        soft=division == "open",
-    )
+    _documents(inventory, division, base, layout, ledger)
     _systems_match(inventory, base, ledger)
     mapping = _model_mapping(inventory, division, base, ledger)
     found = []
@@ -157,6 +144,25 @@ def find_results(
             _required(results, f"{place}/{model}", division, ledger)
             found += results
     return found
+
+
+def _documents(
+    inventory: Inventory, division: str, base: str, layout: TreeLayout, ledger: Ledger
+) -> None:
+    source = f"{base}/{layout.source_dir}"
+    ledger.expect(
+        bool(inventory.children.get(source)),
+        "source-dir",
+        source,
+        f"The source directory {layout.source_dir}/ is missing or empty.",
+    )
+    ledger.expect(
+        any(inventory.size(f"{base}/{name}") for name in CALIBRATION_FILES.names),
+        "calibration",
+        base,
+        f"There is no calibration document ({' or '.join(CALIBRATION_FILES.names[:2])}).",
+        soft=division == "open",
+    )
 
 
 def _systems_match(inventory: Inventory, base: str, ledger: Ledger) -> None:

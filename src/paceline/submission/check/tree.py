@@ -107,6 +107,9 @@ def examine_tree(
         )
     inventory = take_inventory(tree, skip=REPOSITORY_DIRS.names)
     ledger = Ledger(RULES)
+    for name in REPOSITORY_DIRS.names:
+        if (tree / name).is_dir():
+            ledger.note("repository-dirs", name, "This directory is the repository's own.")
     chosen = submitters(inventory, submitter, ledger=ledger)
     kept = _kept(inventory, chosen, all_of_it=submitter is None)
     check_names(inventory, kept, ledger=ledger)
