@@ -30,6 +30,7 @@ slow: .venv/.dev
 
 docs: .venv/.dev
 	$(BIN)/python tools/generate_docs.py
+	$(BIN)/python tools/generate_rules.py
 
 clean:
 	rm -rf .venv
