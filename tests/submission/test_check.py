@@ -379,6 +379,15 @@ def test_an_empty_tree_and_a_misspelt_submitter_fail(tree: Path, tmp_path: Path)
     assert {"division-names", "has-results"} <= set(failing(tree))
 
 
+def test_a_tree_of_other_benchmarks_only_was_not_checked_and_says_so(tree: Path) -> None:
+    path = next(base(tree).glob("results/*/*"))
+    path.rename(path.with_name("mixtral-8x7b"))
+    field("system_type", "edge")(tree)
+    found = failing(tree)
+    assert set(found) == {"has-results"}
+    assert "nothing was checked" in found["has-results"].detail
+
+
 def test_links_are_found_and_never_followed(tree: Path, tmp_path: Path) -> None:
     outside = tmp_path / "outside"
     outside.mkdir()

@@ -26,9 +26,18 @@ _PROSE_BYTES_MAX = 1 << 22
 
 
 def check_system(
-    inventory: Inventory, path: str, *, division: str, submitter: str, ledger: Ledger
+    inventory: Inventory,
+    path: str,
+    *,
+    division: str,
+    submitter: str,
+    has_results: bool,
+    ledger: Ledger,
 ) -> dict[str, object]:
-    """Check a system description. Returns it, empty when it cannot be read."""
+    """Check a system description. Returns it, empty when it cannot be read.
+
+    `has_results`: the system has results of Llama-2-70B, which edge systems may not have.
+    """
     try:
         system = inventory.read_object(path)
     except Unreadable as error:
@@ -37,6 +46,7 @@ def check_system(
     ledger.expect(True, "system-json", path, "")
     _fields(system, path, ledger)
     _names(system, path, division, submitter, ledger)
+    _type(system, path, has_results, ledger)
     _network(system, path, division, ledger)
     _accelerators(system, path, ledger)
     return system
@@ -116,13 +126,17 @@ def _names(
         path,
         f"status is {shown(status)}; it is one of {', '.join(STATUSES.names)}.",
     )
+
+
+def _type(system: dict[str, object], path: str, has_results: bool, ledger: Ledger) -> None:
     kind = system.get("system_type")
+    wrong = kind == "edge" and has_results
     ledger.expect(
-        kind in SYSTEM_TYPES.names and kind != "edge",
+        kind in SYSTEM_TYPES.names and not wrong,
         "system-type",
         path,
         "llama2-70b is no edge benchmark: system_type must hold datacenter."
-        if kind == "edge"
+        if wrong
         else f"system_type is {shown(kind)}; it is one of {' / '.join(SYSTEM_TYPES.names)}.",
     )
 

@@ -118,13 +118,19 @@ def examine_tree(
     for division, name in chosen:
         found = find_results(inventory, division, name, ledger=ledger)
         results += found
+        ours = {result.system for result in found}
         for system in inventory.dirs(f"{division}/{name}/results"):
             path = f"{division}/{name}/systems/{system}.json"
             systems[path] = check_system(
-                inventory, path, division=division, submitter=name, ledger=ledger
+                inventory,
+                path,
+                division=division,
+                submitter=name,
+                has_results=system in ours,
+                ledger=ledger,
             )
-    if not chosen and submitter is None:
-        ledger.expect(False, "has-results", "", _nothing(inventory))
+    if not results and (chosen or submitter is None):
+        ledger.expect(False, "has-results", "", _nothing(inventory, chosen))
     outcomes = _check_all(inventory, results, kept, systems, round_name, processes, ledger)
     _rounds(outcomes, round_name, ledger)
     findings = sorted(ledger.findings(), key=lambda finding: finding.path)
@@ -139,7 +145,9 @@ def _kept(inventory: Inventory, chosen: list[tuple[str, str]], *, all_of_it: boo
     return [path for path in inventory.entries if path in roots or path.startswith(beside)]
 
 
-def _nothing(inventory: Inventory) -> str:
+def _nothing(inventory: Inventory, chosen: list[tuple[str, str]]) -> str:
+    if chosen:
+        return "There is no Llama-2-70B result here: nothing was checked."
     inside = [name for name in DIVISIONS.names if inventory.is_dir(name)]
     if inventory.is_dir("results") or inventory.is_dir("systems"):
         return "This is a submitter's directory, not a tree: nothing can be checked."
