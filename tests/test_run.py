@@ -17,8 +17,8 @@ import pytest
 from support import Outcome, Paceline
 
 FAKE = ("run", "--engine", "fake")
-# About a second and a half of answers: time enough to be killed in.
-PACED = (*FAKE, "--mode", "accuracy", "--set", "engine.fake.tokens_per_second=3000")
+# Some four seconds of answers: time enough to be killed in, on a busy machine too.
+PACED = (*FAKE, "--mode", "accuracy", "--set", "engine.fake.tokens_per_second=1000")
 KEYS = {
     "verdict",
     "result",
