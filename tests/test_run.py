@@ -58,9 +58,16 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 def paced_run(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
     """A paced accuracy run in the background, in run/ of the test's folder."""
     command = [sys.executable, "-m", "paceline", *PACED, "--out", "run"]
-    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE) as process:
+    with subprocess.Popen(
+        command, cwd=tmp_path, stderr=subprocess.PIPE, preexec_fn=heed_ctrl_c
+    ) as process:
         yield process
         process.kill()
+
+
+def heed_ctrl_c() -> None:
+    """A test run in the background is told to ignore Ctrl-C, and passes that on."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def wait_for_samples(run_dir: Path, count: int) -> None:
