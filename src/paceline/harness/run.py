@@ -26,7 +26,7 @@ from paceline.config import RANDOM_WEIGHTS, RunConfig, Setting
 from paceline.errors import EngineError, InterruptedRun, PacelineError, RunDirError
 from paceline.harness import audit, loadgen, provenance, verdict
 from paceline.mlperf import dataset, rules
-from paceline.rundir import RunDir, disk_problem, file_sha256, write_atomically
+from paceline.rundir import RunDir, disk_problem, write_atomically
 
 __all__ = ["Observer", "resume", "run"]
 
@@ -54,7 +54,7 @@ def run(
     then says what happened.
     """
     loadgen.wheel().require(config.round)
-    _check_dataset(config)
+    dataset_sha256 = _check_dataset(config)
     with RunDir.create(out) as directory:
         if recipe is not None:
             write_atomically(directory.path / "recipe.toml", recipe.read_text())
@@ -71,7 +71,7 @@ def run(
             "tests": {},
         }
         directory.write_manifest(manifest)
-        manifest |= _inputs(config, observer)
+        manifest |= _inputs(config, dataset_sha256, observer=observer)
         return _run_tests(config, directory, manifest, observer=observer)
 
 
@@ -86,8 +86,7 @@ def resume(path: Path, *, observer: Observer) -> dict[str, Any]:
         manifest = directory.read_manifest()
         config = RunConfig.from_json(manifest["config"])
         loadgen.wheel().require(config.round)
-        _check_dataset(config)
-        inputs = _inputs(config, observer)
+        inputs = _inputs(config, _check_dataset(config), observer=observer)
         for name, value in inputs.items():
             if manifest.get(name, value) != value:
                 raise RunDirError(
@@ -275,13 +274,17 @@ def _tail(path: Path) -> str:
     return ""
 
 
-def _check_dataset(config: RunConfig) -> None:
-    """Refuse a dataset that the run could not use, before anything is written or loaded."""
+def _check_dataset(config: RunConfig) -> str:
+    """Refuse a dataset that the run could not use, before anything is written or loaded.
+
+    Returns the file's SHA-256, which reading it gave.
+    """
     loaded = dataset.load_dataset(config.data_path, trust_pickle=config.trust_pickle)
     rules.sample_rows(loaded.num_samples, config.num_samples)
+    return loaded.sha256
 
 
-def _inputs(config: RunConfig, observer: Observer) -> dict[str, Any]:
+def _inputs(config: RunConfig, dataset_sha256: str, *, observer: Observer) -> dict[str, Any]:
     """Hashes of what the run reads."""
 
     def report(what: str) -> None:
@@ -289,7 +292,7 @@ def _inputs(config: RunConfig, observer: Observer) -> dict[str, Any]:
 
     model = config.model_path
     return {
-        "dataset": {"path": str(config.data_path), "sha256": file_sha256(config.data_path)},
+        "dataset": {"path": str(config.data_path), "sha256": dataset_sha256},
         "model": None
         if model is None
         else {"path": str(model), "files": {}}
