@@ -14,7 +14,7 @@ Every submitted request is answered exactly once, by `done`, `done_all` or `fail
 thread. An engine that cannot go on raises EngineError from `drain`.
 
 The class of each engine and of its settings are named in ENGINES as dotted paths, so that naming
-an engine costs no import of torch, ray or httpx.
+an engine costs no import of torch, ray or aiohttp.
 """
 
 from __future__ import annotations
