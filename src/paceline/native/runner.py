@@ -87,6 +87,9 @@ class EngineConfig:
             kv_pages=self.kv_pages,
             max_context_len=self.max_context_len or model.max_context_len,
             use_cuda_graphs=self.use_cuda_graphs,
+            eos_token_ids=(
+                model.eos_token_ids if self.eos_token_id is None else (self.eos_token_id,)
+            ),
         )
 
     def _check(self) -> None:
@@ -151,18 +154,15 @@ class Engine:
             group = self._ranks.join(config.device)
         self.executor = Executor(config, self.source, group=group)
         num_pages = self.executor.prepare(progress or (lambda stage, fraction: None))
-        eos = self.config.eos_token_id
         self.scheduler = Scheduler(
             SchedulerConfig(
                 max_step_tokens=config.max_step_tokens,
                 max_live_sequences=config.max_live_sequences,
                 max_context_len=config.max_context_len,
-                eos_token_ids=frozenset(self.source.config.eos_token_ids if eos is None else {eos}),
+                eos_token_ids=frozenset(config.eos_token_ids),
             ),
             PageAllocator(num_pages, config.page_len),
         )
-        if eos is not None:
-            self.executor.llama.eos_E = torch.tensor([eos], device=config.device)
 
     def add(self, requests: Iterable[GenRequest]) -> None:
         """Queue requests; any thread may call. Limits are checked here.
