@@ -121,7 +121,11 @@ def _figures(event: Mapping[str, Any]) -> str:
     rate = event["made"] / elapsed_s if elapsed_s else 0.0
     text = f"{event['answered']}/{event['issued']} samples  {rate:,.0f} tokens/s"
     left = event["issued"] - event["answered"]
-    if fresh > 0 and left:
+    latencies = [name for name in ("ttft", "tpot") if f"{name}_p99_ms" in event]
+    for name in latencies:
+        text += f"  p99 {name.upper()} {event[f'{name}_p99_ms']:,.0f} ms"
+    # Where samples come at a rate, what is issued says nothing of what is still to come.
+    if fresh > 0 and left and not latencies:
         text += f"  ETA {_duration(left * elapsed_s / fresh)}"
     return text
 
@@ -139,7 +143,10 @@ def verdict_text(verdict: Mapping[str, Any], run_dir: str) -> str:
         lines.append(
             f"  performance  {verdict['result']:7}  {verdict['tokens_per_second']:,.1f} tokens/s  "
             f"{verdict['samples_per_second']:,.2f} samples/s  in {verdict['duration_s']:,.1f} s"
+            if verdict["tokens_per_second"] is not None
+            else f"  performance  {verdict['result']:7}"
         )
+        lines += _latency_lines(verdict)
     if verdict["accuracy"] is not None:
         lines.append(f"  accuracy     {verdict['accuracy']}")
         for metric, bound in verdict["targets"].items():
@@ -159,6 +166,25 @@ def verdict_text(verdict: Mapping[str, Any], run_dir: str) -> str:
         lines.append(f"  THIS RUN IS NOT A SUBMISSION: {'; '.join(verdict['shortfalls'])}.")
     lines.append(f"  run directory: {run_dir}")
     return "\n".join(lines)
+
+
+def _latency_lines(verdict: Mapping[str, Any]) -> list[str]:
+    """Rate and latencies of a latency-bound scenario, each beside what it is held to."""
+    limits_ms = verdict.get("latency_limits_ms")
+    if limits_ms is None:
+        return []
+    scheduled = verdict["scheduled_samples_per_second"]
+    lines = [f"    target {verdict['target_qps']:g} samples/s, scheduled {_plain(scheduled)}"]
+    for name, limit_ms in limits_ms.items():
+        lines.append(
+            f"    p99 {name.upper():13} {_plain(verdict[f'{name}_p99_ms'])} ms   limit < "
+            f"{limit_ms:g} ms"
+        )
+    return lines
+
+
+def _plain(value: float | None) -> str:
+    return "none" if value is None else f"{value:>9.2f}"
 
 
 def table(rows: list[tuple[str, ...]]) -> str:

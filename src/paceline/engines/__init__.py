@@ -24,7 +24,7 @@ import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -33,9 +33,11 @@ from paceline.errors import InputError, PacelineError
 
 __all__ = [
     "ENGINES",
+    "NETWORK_ENGINES",
     "Completion",
     "Engine",
     "EngineContext",
+    "NetworkEngine",
     "Request",
     "Sink",
     "TokenIds",
@@ -106,6 +108,17 @@ class Engine(Protocol):
         """What made the tokens, for the manifest: device, precision, versions, counts."""
 
 
+@runtime_checkable
+class NetworkEngine(Protocol):
+    """An engine that reaches its model over a network."""
+
+    def server_names(self) -> Sequence[str]:
+        """Each node's own name, asked of the node now: one round trip to every one of them.
+
+        Raises EngineError when a node does not answer.
+        """
+
+
 def _ignore(what: str, fraction: float | None) -> None:
     del what, fraction
 
@@ -131,6 +144,10 @@ ENGINES: dict[str, tuple[str, str, str]] = {
     "native": ("paceline.engines.native", "NativeEngine", "NativeConfig"),
     "reference": ("paceline.engines.reference", "ReferenceEngine", "ReferenceConfig"),
 }
+
+# Engines whose model runs on other hosts: what a run of the network division may use. Such an
+# engine is a NetworkEngine.
+NETWORK_ENGINES = frozenset({"endpoint"})
 
 
 def _entry(name: str) -> tuple[str, str, str]:

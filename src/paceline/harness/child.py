@@ -33,7 +33,9 @@ from paceline import engines
 from paceline.config import RunConfig
 from paceline.errors import EngineError, InterruptedRun, PacelineError
 from paceline.harness import loadgen
-from paceline.harness.offline import Limits, OfflineSut
+from paceline.harness.offline import OfflineSut
+from paceline.harness.server import ServerSut
+from paceline.harness.sut import EngineSut, Limits
 from paceline.mlperf import dataset, rules
 from paceline.rundir import Journal, RunDir, disk_problem
 
@@ -59,7 +61,7 @@ class Child:
         self._folder = run.test_dir(mode)
         self._journal: Journal | None = None
         self._engine: engines.Engine | None = None
-        self._sut: OfflineSut | None = None
+        self._sut: EngineSut | None = None
         self._started_s: float | None = None
         self._over = threading.Event()
 
@@ -119,7 +121,7 @@ class Child:
         rows = rules.sample_rows(loaded.num_samples, self._config.num_samples)
         return [loaded.prompts[row] for row in rows]
 
-    def _make_sut(self, prompts: list[engines.TokenIds]) -> OfflineSut:
+    def _make_sut(self, prompts: list[engines.TokenIds]) -> EngineSut:
         config, benchmark = self._config, rules.benchmark(self._config.benchmark)
         context = engines.EngineContext(
             model=config.model_path,
@@ -132,7 +134,7 @@ class Child:
         self._engine = engines.load(config.engine)(config.engine_config, context)
         self._engine.start()
         limits = Limits(benchmark.max_new_tokens, benchmark.min_new_tokens)
-        sut = OfflineSut(self._engine, prompts, limits, respond=loadgen.complete)
+        sut = self._new_sut(prompts, limits)
         if self._mode == "accuracy":
             self._journal = Journal(self._folder / "journal.jsonl")
             sut.keep_order(self._journal, self._journal.read())
@@ -141,6 +143,18 @@ class Child:
         sut.last_activity_s = self._started_s
         self.send(event="started")
         return sut
+
+    def _new_sut(self, prompts: list[engines.TokenIds], limits: Limits) -> EngineSut:
+        assert self._engine is not None
+        if self._config.scenario == "Offline":
+            return OfflineSut(self._engine, prompts, limits, respond=loadgen.complete)
+        return ServerSut(
+            self._engine,
+            prompts,
+            limits,
+            respond=loadgen.complete,
+            respond_first=loadgen.complete_first_tokens,
+        )
 
     def _watch(self) -> None:
         """Report progress; end the process when the test cannot go on."""
@@ -169,7 +183,7 @@ class Child:
                     timeline.write(json.dumps(self._progress(elapsed_s)) + "\n")
                 self._check_stall(sut)
 
-    def _check_stall(self, sut: OfflineSut) -> None:
+    def _check_stall(self, sut: EngineSut) -> None:
         silent_s = time.monotonic() - sut.last_activity_s
         if silent_s > self._config.stall_timeout_s and (stuck := sut.in_flight()):
             named = ", ".join(str(index) for index in stuck[:_NAMED_IN_FLIGHT])
@@ -193,6 +207,7 @@ class Child:
             "tokens": counts.tokens,
             "made": max(counts.made, counts.tokens),
             "elapsed_s": round(elapsed_s, 3),
+            **self._sut.latency_figures(),
         }
 
     def _send_progress(self, elapsed_s: float) -> None:
