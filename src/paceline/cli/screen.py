@@ -121,9 +121,10 @@ def _figures(event: Mapping[str, Any]) -> str:
     rate = event["made"] / elapsed_s if elapsed_s else 0.0
     text = f"{event['answered']}/{event['issued']} samples  {rate:,.0f} tokens/s"
     left = event["issued"] - event["answered"]
-    latencies = [name for name in ("ttft", "tpot") if f"{name}_p99_ms" in event]
+    latencies = [name for name in event if name.startswith(("ttft_p", "tpot_p"))]
     for name in latencies:
-        text += f"  p99 {name.upper()} {event[f'{name}_p99_ms']:,.0f} ms"
+        what, percentile, _ = name.split("_")
+        text += f"  {percentile} {what.upper()} {event[name]:,.0f} ms"
     # Where samples come at a rate, what is issued says nothing of what is still to come.
     if fresh > 0 and left and not latencies:
         text += f"  ETA {_duration(left * elapsed_s / fresh)}"
@@ -174,12 +175,11 @@ def _latency_lines(verdict: Mapping[str, Any]) -> list[str]:
     if limits_ms is None:
         return []
     scheduled = verdict["scheduled_samples_per_second"]
+    percentile = f"p{verdict['latency_percentile']}"
     lines = [f"    target {verdict['target_qps']:g} samples/s, scheduled {_plain(scheduled)}"]
     for name, limit_ms in limits_ms.items():
-        lines.append(
-            f"    p99 {name.upper():13} {_plain(verdict[f'{name}_p99_ms'])} ms   limit < "
-            f"{limit_ms:g} ms"
-        )
+        found_ms = _plain(verdict[f"{name}_{percentile}_ms"])
+        lines.append(f"    {percentile} {name.upper():13} {found_ms} ms   limit < {limit_ms:g} ms")
     return lines
 
 

@@ -123,7 +123,7 @@ def resolve(settings: Mapping[str, Setting], wheel_round: str | None) -> RunConf
         engine=engine,
         engine_config=engine_config,
         network=resolve_network(value),
-        find_qps=resolve_find_qps(value),
+        find_qps=resolve_find_qps(value, benchmark),
         shortfalls=_shortfalls(
             benchmark, round_name, num_samples, loadgen=loadgen, engine=engine, model=model
         ),

@@ -7,7 +7,6 @@ default; it is given, or searched for (`run.find_qps`).
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -19,17 +18,14 @@ from paceline.mlperf import rules
 
 __all__ = ["FindQps", "LoadGenSettings", "resolve_find_qps", "resolve_loadgen", "resolve_network"]
 
-# LoadGen's early stopping believes a 99th percentile from 459 queries on when none is over the
-# limit, from 662 on when one is: a run sized by its count alone has as many.
-_ENOUGH_QUERIES = 662
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LoadGenSettings:
     """What user.conf will say, already decided. Durations in ms, counts in samples.
 
-    `target_qps` is None until a search has found it. `ttft_ms` and `tpot_ms` are the limits of
-    paceline's own benchmarks; None where the round's limits, which LoadGen has in itself, stand.
+    `target_qps` is None until a search has found it. `ttft_ms`, `tpot_ms` and their percentile
+    are the limits of paceline's own benchmarks; None where the round's limits stand, which
+    LoadGen has in itself.
     """
 
     target_qps: float | None
@@ -38,6 +34,7 @@ class LoadGenSettings:
     performance_samples: int
     ttft_ms: int | None = None
     tpot_ms: int | None = None
+    latency_percentile: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,7 +62,8 @@ def resolve_loadgen(
 
     scenario = value["run.scenario"]
     is_offline, limits = scenario == "Offline", benchmark.latency.get(scenario)
-    fewest = min(num_samples, benchmark.performance_samples)
+    own = limits if not benchmark.is_mlperf else None
+    loaded = min(num_samples, benchmark.performance_samples)
     asked = chosen("loadgen.target_qps", 1.0 if is_offline else None)
     if asked is None and not value["run.find_qps"]:
         raise RecipeError(
@@ -78,11 +76,12 @@ def resolve_loadgen(
         target_qps=None if value["run.find_qps"] else float(asked),
         min_duration_ms=chosen("loadgen.min_duration_ms", benchmark.min_duration_ms),
         min_query_count=chosen(
-            "loadgen.min_query_count", fewest if is_offline else max(fewest, _ENOUGH_QUERIES)
+            "loadgen.min_query_count", max(loaded, limits.enough_queries) if limits else loaded
         ),
-        performance_samples=fewest,
-        ttft_ms=limits.ttft_ms if limits and not benchmark.is_mlperf else None,
-        tpot_ms=limits.tpot_ms if limits and not benchmark.is_mlperf else None,
+        performance_samples=loaded,
+        ttft_ms=own.ttft_ms if own else None,
+        tpot_ms=own.tpot_ms if own else None,
+        latency_percentile=own.percentile if own else None,
     )
     too_small = asked is not None and asked <= 0
     if too_small or settings.min_duration_ms < 0 or settings.min_query_count < 1:
@@ -93,7 +92,7 @@ def resolve_loadgen(
     return settings
 
 
-def resolve_find_qps(value: Mapping[str, Any]) -> FindQps | None:
+def resolve_find_qps(value: Mapping[str, Any], benchmark: rules.Benchmark) -> FindQps | None:
     """How to search for the rate; None when it is given. Raises RecipeError."""
     if not value["run.find_qps"]:
         return None
@@ -109,10 +108,16 @@ def resolve_find_qps(value: Mapping[str, Any]) -> FindQps | None:
             hint="--mode performance, all or submission",
         )
     start = value["loadgen.target_qps"]
-    names = [field.name for field in dataclasses.fields(FindQps) if field.name != "start_qps"]
+    queries = value["find_qps.probe_queries"]
     found = FindQps(
         start_qps=None if start == AUTO else float(start),
-        **{name: value[f"find_qps.{name}"] for name in names},
+        probe_queries=benchmark.latency[value["run.scenario"]].enough_queries
+        if queries == AUTO
+        else queries,
+        **{
+            name: value[f"find_qps.{name}"]
+            for name in ("probe_s", "precision", "margin", "attempts")
+        },
     )
     if found.probe_s < 0 or found.probe_queries < 1 or found.attempts < 1:
         raise RecipeError(

@@ -74,7 +74,9 @@ _KEYS: dict[str, Key] = {
     "loadgen.min_duration_ms": Key(int, AUTO, "shortest performance run", auto=True),
     "loadgen.min_query_count": Key(int, AUTO, "fewest samples of a performance run", auto=True),
     "find_qps.probe_s": Key(float, 60.0, "seconds of load of one probe"),
-    "find_qps.probe_queries": Key(int, 662, "fewest queries of one probe"),
+    "find_qps.probe_queries": Key(
+        int, AUTO, "fewest queries of one probe; auto: enough to be VALID", auto=True
+    ),
     "find_qps.precision": Key(float, 0.02, "stop when the best rate is known to this fraction"),
     "find_qps.margin": Key(float, 0.02, "run at so much less, and so much less after an INVALID"),
     "find_qps.attempts": Key(int, 4, "final performance tests before the search is given up"),

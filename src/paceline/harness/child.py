@@ -133,7 +133,12 @@ class Child:
         )
         self._engine = engines.load(config.engine)(config.engine_config, context)
         self._engine.start()
-        limits = Limits(benchmark.max_new_tokens, benchmark.min_new_tokens)
+        latency = benchmark.latency.get(config.scenario)
+        limits = Limits(
+            benchmark.max_new_tokens,
+            benchmark.min_new_tokens,
+            latency.percentile if latency is not None else 99,
+        )
         sut = self._new_sut(prompts, limits)
         if self._mode == "accuracy":
             self._journal = Journal(self._folder / "journal.jsonl")

@@ -106,6 +106,7 @@ def user_conf(config: RunConfig, mode: str) -> str:
         (f"{key}.{scenario}.min_query_count", settings.min_query_count),
         (f"{key}.{scenario}.ttft_latency", settings.ttft_ms),
         (f"{key}.{scenario}.tpot_latency", settings.tpot_ms),
+        (f"{key}.{scenario}.target_latency_percentile", settings.latency_percentile),
     ]
     return "".join(f"{name} = {value}\n" for name, value in lines if value is not None)
 
@@ -259,13 +260,22 @@ def _load_settings(settings: Any, config: RunConfig, folder: Path) -> None:
         raise LoadGenError(f"LoadGen's seeds {got} are not those of round {config.round}.")
     if not settings.use_token_latencies:
         raise LoadGenError(f"This LoadGen does not know the model key {key}.")
-    limits = benchmark.latency.get(config.scenario)
-    applied = (settings.ttft_latency, settings.tpot_latency)
-    if limits is not None and applied != (limits.ttft_ms * _NS_PER_MS, limits.tpot_ms * _NS_PER_MS):
+    if (limits := benchmark.latency.get(config.scenario)) is not None:
+        _check_limits(settings, limits, f"{benchmark.name} {config.scenario}")
+
+
+def _check_limits(settings: Any, limits: rules.TokenLatency, what: str) -> None:
+    wanted = (limits.ttft_ms, limits.tpot_ms, limits.percentile)
+    applied = (
+        settings.ttft_latency / _NS_PER_MS,
+        settings.tpot_latency / _NS_PER_MS,
+        round(settings.server_target_latency_percentile * 100, 6),
+    )
+    if applied != wanted:
         raise LoadGenError(
-            f"LoadGen would apply limits of {applied[0]} ns to the first token and {applied[1]} ns "
-            f"per token; {benchmark.name} {config.scenario} has {limits.ttft_ms} and "
-            f"{limits.tpot_ms} ms."
+            f"LoadGen would apply {applied[0]:g} ms to the first token and {applied[1]:g} ms per "
+            f"token at percentile {applied[2]:g}; {what} has {wanted[0]} ms, {wanted[1]} ms and "
+            f"{wanted[2]}."
         )
 
 

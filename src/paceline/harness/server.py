@@ -26,13 +26,14 @@ __all__ = ["Latencies", "ServerSut"]
 
 
 class Latencies:
-    """Times to first token and per output token so far, in ms.
+    """Times to first token and per output token so far, in ms, at one percentile.
 
     They count from the moment LoadGen issued a sample; LoadGen's own, in its log, count from the
     moment it had scheduled to, which is earlier when the host is short of time.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, percentile: int) -> None:
+        self._percentile = percentile
         self._ttft_ms = array("d")
         self._tpot_ms = array("d")
 
@@ -43,10 +44,10 @@ class Latencies:
         self._tpot_ms.append(rest_ns / 1e6 / (num_tokens - 1))
 
     def figures(self) -> dict[str, float]:
-        """The 99th percentiles, as LoadGen ranks them; empty before the first answer."""
+        """Both percentiles, ranked as LoadGen does; empty before the first answer."""
         return {
-            name: round(_p99(np.array(values)), 3)
-            for name, values in (("ttft_p99_ms", self._ttft_ms), ("tpot_p99_ms", self._tpot_ms))
+            f"{name}_p{self._percentile}_ms": round(_ranked(np.array(values), self._percentile), 3)
+            for name, values in (("ttft", self._ttft_ms), ("tpot", self._tpot_ms))
             if values
         }
 
@@ -67,7 +68,7 @@ class ServerSut(EngineSut):
         self._respond_first = respond_first
         self._issued_ns: list[int] = []
         self._firsts: dict[int, tuple[int, int]] = {}
-        self._latencies = Latencies()
+        self._latencies = Latencies(limits.percentile)
 
     def first_token(self, request_id: int, token_id: int) -> None:
         try:
@@ -127,6 +128,6 @@ class ServerSut(EngineSut):
         self._respond(ready)
 
 
-def _p99(values: np.ndarray[tuple[int], np.dtype[np.float64]]) -> float:
-    rank = int(len(values) * 0.99)
+def _ranked(values: np.ndarray[tuple[int], np.dtype[np.float64]], percentile: int) -> float:
+    rank = len(values) * percentile // 100
     return float(np.partition(values, rank)[rank])

@@ -29,10 +29,11 @@ Respond = Callable[[Sequence[tuple[int, TokenIds]]], None]
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The benchmark's limits of one answer, in tokens."""
+    """The benchmark's limits of one answer, in tokens, and the percentile of its latencies."""
 
     max_new_tokens: int
     min_new_tokens: int
+    percentile: int = 99
 
 
 @dataclass(slots=True)

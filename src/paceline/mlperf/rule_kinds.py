@@ -53,11 +53,18 @@ class Seeds:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TokenLatency:
-    """99th percentile limits of a latency-bound scenario, in milliseconds."""
+    """Limits of a latency-bound scenario, in milliseconds, that a percentile must keep.
+
+    MLPerf's is the 99th. `enough_queries` is how many LoadGen must issue to believe it.
+    """
 
     ttft_ms: int
     tpot_ms: int
     source: Source
+    percentile: int = 99
+    # Early stopping takes a 99th percentile from 459 queries on when none is over the limit,
+    # and from 662 on when one is.
+    enough_queries: int = 662
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
