@@ -63,6 +63,13 @@ class Bar:
             typer.echo(what, err=True)
             self._printed_s = time.monotonic()
 
+    def note(self, text: str) -> None:
+        """A line that stays."""
+        if self._progress is not None:
+            self._progress.console.print(text, highlight=False)
+        else:
+            typer.echo(text, err=True)
+
     def update(self, done: float, total: float | None, figures: str) -> None:
         """So much of it is done."""
         if self._progress is not None:
@@ -87,8 +94,14 @@ class RunScreen:
             self._stage(f"{event['test']}: {event['what']}")
             if event["fraction"] is not None:
                 self._bar.update(event["fraction"], 1.0, f"{event['fraction']:.0%}")
-        elif kind == "started":
+        elif kind == "started" and event["test"] != "find_qps":
             self._stage(f"{event['test']}: running")
+        elif kind == "probing":
+            rate = event["target_qps"]
+            what = "Offline" if rate is None else f"{rate:g} samples/s"
+            self._stage(f"{event['test']}: probe {event['number']}, {what}")
+        elif kind in ("probe", "note"):
+            self._bar.note(str(event["text"]))
         elif kind == "scoring":
             self._bar.update(event["done"], event["total"], f"{event['done']}/{event['total']}")
         elif kind == "progress":
@@ -148,6 +161,12 @@ def verdict_text(verdict: Mapping[str, Any], run_dir: str) -> str:
             else f"  performance  {verdict['result']:7}"
         )
         lines += _latency_lines(verdict)
+    if verdict.get("find_qps") is not None:
+        found = verdict["find_qps"]
+        lines.append(
+            f"    found {found['found_qps']:g} samples/s by {found['num_probes']} probes; "
+            f"attempt {len(found['attempts'])} at a margin of {found['margin']:.0%}"
+        )
     if verdict["accuracy"] is not None:
         lines.append(f"  accuracy     {verdict['accuracy']}")
         for metric, bound in verdict["targets"].items():

@@ -16,7 +16,14 @@ from paceline.mlperf.accuracy_log import Finding
 from paceline.mlperf.logs import DetailLog, read_detail
 from paceline.rundir import RunDir
 
-__all__ = ["finding", "judge_performance", "latencies_of", "loadgen_errors", "one_line"]
+__all__ = [
+    "finding",
+    "judge_log",
+    "judge_performance",
+    "latencies_of",
+    "loadgen_errors",
+    "one_line",
+]
 
 _ERRORS_SHOWN = 3
 _NS_PER_MS = 1e-6
@@ -28,7 +35,11 @@ _LATENCY_KEYS = {
 
 def judge_performance(config: RunConfig, run: RunDir) -> dict[str, Any]:
     """Read the performance test's detail log."""
-    log = read_detail(run.test_dir("performance") / "mlperf_log_detail.txt")
+    return judge_log(config, read_detail(run.test_dir("performance") / "mlperf_log_detail.txt"))
+
+
+def judge_log(config: RunConfig, log: DetailLog) -> dict[str, Any]:
+    """VALID or not, the figures and the findings of a performance test of the run's scenario."""
     judged = _judge_offline if config.scenario == "Offline" else _judge_server
     figures, findings = judged(config, log)
     result, reason = log.get("result_validity"), log.get("result_invalid_reason")
@@ -142,10 +153,9 @@ def _latency(
 
 def _early_stopping(log: DetailLog) -> dict[str, Any]:
     """LoadGen's test that the sample of queries is large enough to believe the percentiles."""
-    said = "; ".join(
-        f"{name.upper()}: {one_line(log.get(f'early_stopping_{name}_result'))}"
-        for name in _LATENCY_KEYS
-    )
+    # LoadGen leaves the other one empty when one was not met.
+    results = {name: one_line(log.get(f"early_stopping_{name}_result")) for name in _LATENCY_KEYS}
+    said = "; ".join(f"{name.upper()}: {text}" for name, text in results.items() if text)
     met = log.get("early_stopping_met") is True
     way_out = "" if met else "; more queries (loadgen.min_query_count) or a lower target_qps"
     return finding("performance.early_stopping", met, said + way_out)

@@ -43,6 +43,10 @@ class Latencies:
     def add_rest(self, rest_ns: int, num_tokens: int) -> None:
         self._tpot_ms.append(rest_ns / 1e6 / (num_tokens - 1))
 
+    def ttft_ms(self) -> Sequence[float]:
+        """Times to first token, in the order they came."""
+        return self._ttft_ms.tolist()
+
     def figures(self) -> dict[str, float]:
         """Both percentiles, ranked as LoadGen does; empty before the first answer."""
         return {
@@ -74,7 +78,11 @@ class ServerSut(EngineSut):
         try:
             self._first_token(request_id, token_id)
         except PacelineError as error:
-            self._fail(error)
+            self.fail(error)
+
+    def first_token_latencies_ms(self) -> Sequence[float]:
+        with self._lock:
+            return self._latencies.ttft_ms()
 
     def latency_figures(self) -> dict[str, float]:
         with self._lock:

@@ -80,9 +80,9 @@ class EngineSut:
         try:
             self._issue(query)
         except PacelineError as error:
-            self._fail(error)
+            self.fail(error)
         except Exception as error:  # C++ is above us: report, never unwind into it
-            self._fail(EngineError(f"The harness failed: {type(error).__name__}: {error}"))
+            self.fail(EngineError(f"The harness failed: {type(error).__name__}: {error}"))
 
     def flush(self) -> None:
         """Nothing is held back, so nothing is to be flushed."""
@@ -90,6 +90,10 @@ class EngineSut:
     def first_token(self, request_id: int, token_id: int) -> None:
         """The engine's call: the first token of a request exists."""
         raise NotImplementedError
+
+    def first_token_latencies_ms(self) -> Sequence[float]:
+        """Times to first token so far, in the order they came; none where they are not taken."""
+        return ()
 
     def latency_figures(self) -> dict[str, float]:
         """Latencies so far, for the live display; none in a scenario without limits."""
@@ -102,11 +106,17 @@ class EngineSut:
         try:
             self._answer(completions)
         except PacelineError as error:
-            self._fail(error)
+            self.fail(error)
 
     def failed(self, request_id: int, error: PacelineError) -> None:
         sample = self._indices[request_id]
-        self._fail(EngineError(f"Sample {sample} failed: {error.message}", hint=error.hint))
+        self.fail(EngineError(f"Sample {sample} failed: {error.message}", hint=error.hint))
+
+    def fail(self, error: PacelineError) -> None:
+        """Have the run end with that error; the first one counts."""
+        if self.error is None:
+            self.error = error
+        self.failed_event.set()
 
     def progress(self, num_tokens: int) -> None:
         self.counts.made += num_tokens
@@ -208,8 +218,3 @@ class EngineSut:
             ready.append((self._response_ids[self._next], self._waiting.pop(self._next)))
             self._next += 1
         return ready
-
-    def _fail(self, error: PacelineError) -> None:
-        if self.error is None:
-            self.error = error
-        self.failed_event.set()
