@@ -94,6 +94,7 @@ def resolve(settings: Mapping[str, Setting], wheel_round: str | None) -> RunConf
     engine = value["engine.name"]
     engine_config = _engine_config(engine, value)
     _check_choices(value, benchmark)
+    _refuse_idle_search(settings)
     round_name = _resolve_round(value["run.round"], wheel_round, benchmark)
     model = _resolve_model(value["model.path"], engine, benchmark)
     num_samples = benchmark.num_samples
@@ -177,6 +178,17 @@ def _check_choices(value: Mapping[str, Any], benchmark: rules.Benchmark) -> None
             )
     if value["run.stall_timeout_s"] <= 0:
         raise RecipeError("run.stall_timeout_s must be more than 0.")
+
+
+def _refuse_idle_search(settings: Mapping[str, Setting]) -> None:
+    """Settings of a search that does not take place would do nothing."""
+    for name, setting in settings.items():
+        given = name.startswith("find_qps.") and setting.origin == "--set"
+        if given and not settings["run.find_qps"].value:
+            raise RecipeError(
+                f"--set {name} would do nothing: no rate is searched for.",
+                hint="--find-qps, or leave it out",
+            )
 
 
 def _resolve_round(asked: str, wheel_round: str | None, benchmark: rules.Benchmark) -> str:

@@ -156,6 +156,7 @@ class NativeEngine:
         for engine in self._copies:
             engine.close()
         self._copies = []
+        gc.unfreeze()
 
     def describe(self) -> dict[str, Any]:
         return {**self._facts, "copies": [engine.stats() for engine in self._copies]}
