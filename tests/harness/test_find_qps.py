@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
 from pathlib import Path
@@ -59,7 +60,7 @@ def test_an_engine_that_holds_no_rate_is_given_up_soon(tmp_path: Path) -> None:
 
     with pytest.raises(EngineError, match=r"No rate is VALID: even at .* 2\.50 times"):
         find_qps.find(PLAN, tmp_path, test=test, report=lambda _: None)
-    assert len(tried) < 9
+    assert sum(rate is not None for rate in tried) <= 6
     account = (tmp_path / "probes.txt").read_text()
     assert account.count("INVALID") == sum(rate is not None for rate in tried)
 
@@ -83,6 +84,24 @@ def test_a_search_that_was_broken_off_repeats_no_probe(tmp_path: Path, capacity:
     assert [probe.number for probe in find_qps.read_probes(tmp_path)] == [
         number for number in numbers if number
     ]
+
+
+def test_the_engines_own_rate_is_taken_with_as_many_samples_as_it_can_use_at_once(
+    tmp_path: Path,
+) -> None:
+    """Eight of 512 slots in use would make the search begin at a hundredth of the truth."""
+    asked = []
+
+    def test(number: int, load: Load) -> find_qps.Outcome:
+        if load.target_qps is not None:
+            asked.append(load.target_qps)
+            return outcome(load, 95.0)
+        rate = 100.0 * min(1.0, load.num_queries / 512)
+        return dataclasses.replace(outcome(load, rate), duration_s=load.num_queries / rate)
+
+    find_qps.find(PLAN, tmp_path, test=test, report=lambda _: None)
+    assert asked[0] == 100.0
+    assert len(asked) < 10
 
 
 def test_a_damaged_account_is_an_error_that_names_it(tmp_path: Path) -> None:

@@ -62,8 +62,9 @@ _MOST_QUERIES = 200_000
 # An engine that misses its limits at a small part of its own Offline rate misses them at any.
 _LEAST_PART = 1 / 40
 _MOST_PROBES = 40
-# The Offline test grows until it takes so long: shorter ones measure the engine's start.
-_BURST_S, _BURST_SAMPLES = 5.0, (8, 65_536)
+# A shorter Offline test measures the engine's start; a longer one is long enough in any case.
+_BURST_S, _BURST_SAMPLES, _BURST_GROWTH = (5.0, 120.0), (8, 131_072), 4
+_HARDLY_FASTER = 1.5
 _HORIZON_S = 600.0
 _NUM_BLOCKS, _RISING_PART = 8, 0.86
 
@@ -306,18 +307,26 @@ def _latencies(outcome: Outcome) -> list[str]:
 
 
 def _offline_rate(probes: Sequence[Probe], run: Callable[[Load], Outcome]) -> float:
-    """The rate of an Offline test that took long enough to be one."""
-    least, most = _BURST_SAMPLES
+    """The engine's own rate: that of Offline tests of four times as many samples each, until more
+    at once make it hardly faster, or one takes long."""
     done = [probe for probe in probes if probe.target_qps is None]
-    outcome, num_samples = None, least
+    outcomes, num_samples = [probe.outcome for probe in done], _BURST_SAMPLES[0]
     if done:
-        outcome, num_samples = done[-1].outcome, done[-1].min_queries
-    while outcome is None or (outcome.duration_s < _BURST_S and num_samples < most):
-        if outcome is not None:
-            wanted = num_samples * 1.2 * _BURST_S / max(outcome.duration_s, 1e-3)
-            num_samples = min(most, max(2 * num_samples, min(32 * num_samples, math.ceil(wanted))))
-        outcome = run(Load(target_qps=None, min_duration_ms=0, num_queries=num_samples))
-    return outcome.samples_per_second
+        num_samples = _BURST_GROWTH * done[-1].min_queries
+    while not _is_full(outcomes) and num_samples <= _BURST_SAMPLES[1]:
+        outcomes.append(run(Load(target_qps=None, min_duration_ms=0, num_queries=num_samples)))
+        num_samples *= _BURST_GROWTH
+    return max(outcome.samples_per_second for outcome in outcomes)
+
+
+def _is_full(outcomes: Sequence[Outcome]) -> bool:
+    """Whether the engine had all the work it can do at once in the last of these Offline tests."""
+    if not outcomes or outcomes[-1].duration_s < _BURST_S[0]:
+        return False
+    if outcomes[-1].duration_s >= _BURST_S[1]:
+        return True
+    rates = [outcome.samples_per_second for outcome in outcomes]
+    return len(rates) > 1 and rates[-1] < _HARDLY_FASTER * rates[-2]
 
 
 def _hopeless(probes: Sequence[Probe]) -> str:
