@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from paceline.config import FindQps
 from paceline.errors import EngineError, RunDirError
-from paceline.harness import find_qps
+from paceline.harness import find_qps, probes
 from paceline.harness.loadgen import Load
 
 PLAN = FindQps(
@@ -21,11 +21,11 @@ PLAN = FindQps(
 )
 
 
-def outcome(load: Load, capacity_qps: float) -> find_qps.Outcome:
+def outcome(load: Load, capacity_qps: float) -> probes.Outcome:
     """What an engine that holds exactly `capacity_qps` comes to."""
     rate = min(load.target_qps or capacity_qps, capacity_qps)
     holds = load.target_qps is None or load.target_qps <= capacity_qps
-    return find_qps.Outcome(
+    return probes.Outcome(
         result="VALID" if holds else "INVALID",
         holds=holds,
         samples_per_second=rate,
@@ -54,7 +54,7 @@ def test_a_search_ends_within_its_precision_below_the_truth(
 def test_an_engine_that_holds_no_rate_is_given_up_soon(tmp_path: Path) -> None:
     tried = []
 
-    def test(number: int, load: Load) -> find_qps.Outcome:
+    def test(number: int, load: Load) -> probes.Outcome:
         tried.append(load.target_qps)
         return outcome(load, 10.0) if load.target_qps is None else outcome(load, 0.01)
 
@@ -69,7 +69,7 @@ def test_an_engine_that_holds_no_rate_is_given_up_soon(tmp_path: Path) -> None:
 def test_a_search_that_was_broken_off_repeats_no_probe(tmp_path: Path, capacity: float) -> None:
     numbers: list[int] = []
 
-    def test(number: int, load: Load) -> find_qps.Outcome:
+    def test(number: int, load: Load) -> probes.Outcome:
         if len(numbers) == 5 and number == 6:
             numbers.append(0)
             raise EngineError("killed")
@@ -81,7 +81,7 @@ def test_a_search_that_was_broken_off_repeats_no_probe(tmp_path: Path, capacity:
     found = find_qps.find(PLAN, tmp_path, test=test, report=lambda _: None)
     assert capacity / 1.021 <= found <= capacity
     assert numbers == [*range(1, 6), 0, *range(6, len(numbers))]
-    assert [probe.number for probe in find_qps.read_probes(tmp_path)] == [
+    assert [probe.number for probe in probes.read_probes(tmp_path)] == [
         number for number in numbers if number
     ]
 
@@ -92,7 +92,7 @@ def test_the_engines_own_rate_is_taken_with_as_many_samples_as_it_can_use_at_onc
     """Eight of 512 slots in use would make the search begin at a hundredth of the truth."""
     asked = []
 
-    def test(number: int, load: Load) -> find_qps.Outcome:
+    def test(number: int, load: Load) -> probes.Outcome:
         if load.target_qps is not None:
             asked.append(load.target_qps)
             return outcome(load, 95.0)
@@ -107,14 +107,14 @@ def test_the_engines_own_rate_is_taken_with_as_many_samples_as_it_can_use_at_onc
 def test_a_damaged_account_is_an_error_that_names_it(tmp_path: Path) -> None:
     (tmp_path / "probes.json").write_text(json.dumps({"probes": [{"number": 1}]}))
     with pytest.raises(RunDirError, match=r"probes\.json"):
-        find_qps.read_probes(tmp_path)
+        probes.read_probes(tmp_path)
 
 
 def test_the_first_rate_is_the_one_given_when_the_engine_could_reach_it(tmp_path: Path) -> None:
     def first(start_qps: float, folder: str) -> float | None:
         tried: list[float] = []
 
-        def test(number: int, load: Load) -> find_qps.Outcome:
+        def test(number: int, load: Load) -> probes.Outcome:
             tried.extend([load.target_qps] if load.target_qps else [])
             return outcome(load, 100.0)
 

@@ -8,6 +8,7 @@ sut.py         what faces LoadGen and the engine; offline.py, server.py: what a 
 network.py     the name of a SUT on other hosts
 audit.py       the settings of a compliance test, and their removal
 find_qps.py    the search for the highest rate that stays VALID
+probes.py      the account of that search
 final_rate.py  from the found rate to a run that is VALID at full length
 performance.py a performance log to VALID and the figures
 verdict.py     logs to PASS and the run's verdict

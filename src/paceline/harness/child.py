@@ -34,7 +34,7 @@ from typing import Any
 from paceline import engines
 from paceline.config import RunConfig
 from paceline.errors import EngineError, InterruptedRun, PacelineError
-from paceline.harness import find_qps, loadgen
+from paceline.harness import find_qps, loadgen, probes
 from paceline.harness.network import network_name
 from paceline.harness.offline import OfflineSut
 from paceline.harness.server import ServerSut
@@ -112,20 +112,20 @@ class Child:
         session = loadgen.Session(self._config, self._folder, self._mode)
         limits = self._start_engine()
 
-        def test(number: int, load: loadgen.Load) -> find_qps.Outcome:
+        def test(number: int, load: loadgen.Load) -> probes.Outcome:
             self.send(event="probing", number=number, target_qps=load.target_qps)
             sut = self._begin(self._new_sut(prompts, limits, is_offline=load.target_qps is None))
             return find_qps.run_test(
                 session, self._config, folder=self._folder, number=number, load=load, sut=sut
             )
 
-        def report(probe: find_qps.Probe) -> None:
-            self.send(event="probe", text=find_qps.probe_text(probe))
+        def report(probe: probes.Probe) -> None:
+            self.send(event="probe", text=probes.probe_text(probe))
 
         found_qps = find_qps.find(self._config.find_qps, self._folder, test=test, report=report)
         return {
             "found_qps": found_qps,
-            "num_probes": len(find_qps.read_probes(self._folder)),
+            "num_probes": len(probes.read_probes(self._folder)),
         }
 
     def send(self, **event: Any) -> None:

@@ -5,29 +5,25 @@
 
 A probe is a LoadGen performance test of the scenario, shorter than the run that it is for: of
 `probe_s` seconds or `probe_queries` queries, whichever takes longer, its samples drawn one by one.
-The search begins at the rate of a short Offline test, or at loadgen.target_qps when that is lower;
-no server can keep a rate that the same engine does not reach without limits, but for the error of
-so short a test, and so the bracket may still open upwards.
+The search begins at the rate of Offline tests, or at loadgen.target_qps when that is lower: no
+server can keep a rate that the same engine does not reach without limits, but for the error of so
+short a test, and so the bracket may still open upwards.
 
 A probe is too short to fill up a queue that grows slowly. So a probe that LoadGen calls VALID
 counts as too fast when its times to first token grew all through it, at a pace that would break
 the limit before 600 s, the shortest run that MLPerf takes, were over.
 
-Everything that was tried is in `probes.json`, and a search that was broken off goes on from it.
+`probes` keeps the account; a search that was broken off goes on from it.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
-import json
-import logging
 import math
 import shutil
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,24 +33,11 @@ from paceline.config import FindQps, RunConfig
 from paceline.errors import EngineError, RunDirError
 from paceline.harness.loadgen import Load, Session
 from paceline.harness.performance import judge_log
+from paceline.harness.probes import Outcome, Probe, latencies_text, read_probes, write_probes
 from paceline.harness.sut import EngineSut
 from paceline.mlperf.logs import read_detail
-from paceline.rundir import write_atomically
 
-__all__ = [
-    "Outcome",
-    "Probe",
-    "Search",
-    "find",
-    "growth",
-    "load_of",
-    "probe_text",
-    "probes_text",
-    "read_probes",
-    "run_test",
-]
-
-log = logging.getLogger(__name__)
+__all__ = ["Search", "find", "growth", "load_of", "run_test"]
 
 _DIGITS = 4
 # What LoadGen plans for a probe at a rate that no engine reaches must still fit the memory.
@@ -63,37 +46,10 @@ _MOST_QUERIES = 200_000
 _LEAST_PART = 1 / 40
 _MOST_PROBES = 40
 # A shorter Offline test measures the engine's start; a longer one is long enough in any case.
-_BURST_S, _BURST_SAMPLES, _BURST_GROWTH = (5.0, 120.0), (8, 131_072), 4
+_BURST_S, _BURST_SAMPLES, _BURST_GROWTH = (2.0, 120.0), (8, 131_072), 4
 _HARDLY_FASTER = 1.5
 _HORIZON_S = 600.0
 _NUM_BLOCKS, _RISING_PART = 8, 0.86
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Outcome:
-    """What one test of a search came to. Rates in samples/s; latencies by name, in ms.
-
-    `result` is LoadGen's word, `holds` whether the rate is one to go up from.
-    """
-
-    result: str
-    holds: bool
-    samples_per_second: float
-    duration_s: float
-    num_queries: int
-    latencies_ms: Mapping[str, float | None]
-    reason: str
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Probe:
-    """One test of a search: its number, its load, and what came of it."""
-
-    number: int
-    target_qps: float | None
-    min_duration_ms: int
-    min_queries: int
-    outcome: Outcome
 
 
 class Search:
@@ -165,7 +121,7 @@ def find(
             outcome=outcome,
         )
         probes.append(probe)
-        _write(folder, probes)
+        write_probes(folder, probes)
         report(probe)
         return outcome
 
@@ -264,48 +220,6 @@ def _why_not_for_long(sut: EngineSut, target_qps: float, judged: Mapping[str, An
     )
 
 
-def read_probes(folder: Path) -> list[Probe]:
-    """The tests of a search so far, in order. Raises RunDirError when they cannot be read."""
-    path = folder / "probes.json"
-    if not path.exists():
-        return []
-    try:
-        rows = json.loads(path.read_text())["probes"]
-        return [Probe(**(row | {"outcome": Outcome(**row["outcome"])})) for row in rows]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RunDirError(
-            f"{path} cannot be read: {error}.", hint="start a new run, or remove the file"
-        ) from error
-
-
-def probes_text(probes: Sequence[Probe]) -> str:
-    """The account of a search, a line a test."""
-    return "".join(f"{probe_text(probe)}\n" for probe in probes)
-
-
-def probe_text(probe: Probe) -> str:
-    """One test of a search, in a line."""
-    outcome = probe.outcome
-    done = f"{outcome.num_queries} samples in {outcome.duration_s:.1f} s"
-    if probe.target_qps is None:
-        return (
-            f"{probe.number:3}  Offline                      "
-            f"{outcome.samples_per_second:.4g} samples/s   {done}"
-        )
-    text = f"{probe.number:3}  {outcome.result:7}  {probe.target_qps:>10g} samples/s   {done}"
-    text += "".join(f"   {found}" for found in _latencies(outcome))
-    return text if outcome.holds else f"{text}   {outcome.reason}"
-
-
-def _latencies(outcome: Outcome) -> list[str]:
-    found = []
-    for name, value in outcome.latencies_ms.items():
-        what, percentile, _ = name.split("_")
-        if value is not None:
-            found.append(f"{percentile} {what.upper()} {value:,.1f} ms")
-    return found
-
-
 def _offline_rate(probes: Sequence[Probe], run: Callable[[Load], Outcome]) -> float:
     """The engine's own rate: that of Offline tests of four times as many samples each, until more
     at once make it hardly faster, or one takes long."""
@@ -331,17 +245,11 @@ def _is_full(outcomes: Sequence[Outcome]) -> bool:
 
 def _hopeless(probes: Sequence[Probe]) -> str:
     last = probes[-1]
-    found = ", ".join(_latencies(last.outcome)) or "no latencies"
+    found = ", ".join(latencies_text(last.outcome)) or "no latencies"
     return (
         f"No rate is VALID: even at {last.target_qps:g} samples/s LoadGen says INVALID "
         f"({found}): {last.outcome.reason}"
     )
-
-
-def _write(folder: Path, probes: Sequence[Probe]) -> None:
-    rows = [dataclasses.asdict(probe) for probe in probes]
-    write_atomically(folder / "probes.json", json.dumps({"probes": rows}, indent=2) + "\n")
-    write_atomically(folder / "probes.txt", probes_text(probes))
 
 
 def _rounded(value: float) -> float:
