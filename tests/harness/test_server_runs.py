@@ -178,3 +178,20 @@ def test_a_final_run_that_is_invalid_is_made_again_lower_and_counted(
     kept = tmp_path / "run/find_qps/attempt-1/mlperf_log_detail.txt"
     assert '"INVALID"' in kept.read_text()
     assert f"attempt {len(attempts)}" in outcome.out
+
+
+@pytest.mark.slow
+def test_a_search_that_was_killed_after_its_last_probe_is_over(
+    paceline: Paceline, tmp_path: Path
+) -> None:
+    paceline(*FAKE, "Server", *FIND, "--set", "find_qps.probe_s=1", "--out", "run")
+    path = tmp_path / "run/manifest.json"
+    manifest, probes = read_json(path), tmp_path / "run/find_qps/probes.json"
+    before = probes.read_bytes()
+    manifest |= {"status": "INTERRUPTED", "tests": {"find_qps": {"status": "RUNNING"}}}
+    manifest["config"]["loadgen"]["target_qps"] = None
+    path.write_text(json.dumps(manifest))
+    outcome = paceline("run", "--resume", "run")
+    assert outcome.code == 0, outcome
+    assert probes.read_bytes() == before
+    assert read_json(path)["tests"]["find_qps"]["found_qps"] == manifest["find_qps"]["found_qps"]

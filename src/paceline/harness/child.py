@@ -123,6 +123,8 @@ class Child:
             self.send(event="probe", text=probes.probe_text(probe))
 
         found_qps = find_qps.find(self._config.find_qps, self._folder, test=test, report=report)
+        if self._sut is None:  # killed after the last probe: nothing was left to try
+            self._begin(self._new_sut(prompts, limits, is_offline=True))
         return {
             "found_qps": found_qps,
             "num_probes": len(probes.read_probes(self._folder)),
