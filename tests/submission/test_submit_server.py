@@ -99,7 +99,7 @@ def test_a_run_is_of_the_network_division_or_not(paceline: Paceline, here: Path)
     change(here / "server/manifest.json", "network", value=True)
     refused = paceline(*runs, "closed")
     assert refused.code == 2
-    assert "server is one of the network division" in refused.err
+    assert "server is a run of the network division" in refused.err
     change(here / "server/manifest.json", "network", value=False)
     # The description of the system must be of a network too; the check comes before the runs.
     given = [word for value in GIVEN for word in ("--set", value)]

@@ -131,7 +131,7 @@ def require_measured(result: Result, *, division: str) -> None:
     where = f"{result.benchmark} {result.scenario}"
     for test in result.tests:
         if bool(test.config.get("network")) != (division == "network"):
-            which = "none" if division == "network" else "one"
+            which = "no run" if division == "network" else "a run"
             raise RunDirError(
                 f"{test.run_dir} is {which} of the network division, and the submission is of "
                 f"{division}.",
