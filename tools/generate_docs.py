@@ -16,6 +16,7 @@ VERBS = (
     ("system",),
     ("submit",),
     ("check",),
+    ("report",),
     ("data",),
     ("data", "build"),
     ("data", "verify"),

@@ -1,0 +1,32 @@
+"""The flags of `paceline report`; what it does is in `report_verbs`.
+
+A module of flags imports nothing heavy, as `paceline --help` loads it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+__all__ = ["report"]
+
+
+def _verbs() -> Any:
+    return importlib.import_module("paceline.cli.report_verbs")
+
+
+def report(
+    run_dirs: Annotated[list[Path], typer.Argument(help="Run directories.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The page to write; none: report.html in the run's directory."),
+    ] = None,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Put the runs side by side: what differs comes first.")
+    ] = False,
+) -> None:
+    """Write one HTML page about runs: it holds all that it shows and needs no network."""
+    _verbs().report(run_dirs, out, compare=compare)

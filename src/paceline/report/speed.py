@@ -1,0 +1,298 @@
+"""Sections on how fast a run was: standing, tokens/s over time, latency, live sequences, power."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from paceline.mlperf import rules
+from paceline.mlperf.logs import DetailLog
+from paceline.report.blocks import Figure, Section, Table, lines_figure, number, plain_figure
+from paceline.report.formulas import energy_joules, tokens_per_joule
+from paceline.report.published import load_published, standing
+from paceline.report.rundata import RunData, TestData, number_of
+
+__all__ = [
+    "latencies",
+    "latency_section",
+    "live_section",
+    "percentile_figure",
+    "power_section",
+    "rates",
+    "standing_section",
+    "timeline_section",
+]
+
+_LATENCY = re.compile(r"result_(\d+\.\d+)_percentile_latency_ns")
+_FIRST_TOKEN = re.compile(r"result_first_token_(\d+\.\d+)_percentile_latency_ns")
+_PER_TOKEN = re.compile(r"result_time_per_output_token_(\d+\.\d+)_percentile_ns")
+_LIVE = ("live_sequences", "waiting_sequences")
+_KV = "kv_used_fraction"
+
+
+def standing_section(run: RunData) -> Section:
+    """Where the run stands among published results of its hardware category, per card."""
+    section = Section(name="standing", title="Standing among published results")
+    value = (run.verdict or {}).get("tokens_per_second")
+    name, cards = run.accelerator
+    reason = _no_standing(run, value, cards)
+    found = None if reason else standing(run.category, float(value or 0), cards)
+    if found is None:
+        section.missing.append(reason or f"No result of the category {run.category} is on file.")
+        return section
+    section.paragraphs += [
+        (
+            f"Teams compete within their hardware category. Among {len(found.others)} published "
+            f"closed Offline results of {found.category}, {found.per_accelerator:,.1f} tokens/s of "
+            f"a card is place {found.place}."
+        ),
+        (
+            "The list is a choice of rounds v4.0 to v6.1: the best of each card, not all of them. "
+            f"Sources: {'; '.join(str(source) for source in load_published().sources.values())}."
+        ),
+    ]
+    own = ("", "this run", f"{cards} x {name}", number(found.per_accelerator), number(value))
+    rows = [
+        (
+            result.round,
+            result.submitter or "(not stated)",
+            f"{result.system}{f' ({result.note})' if result.note else ''}",
+            number(result.per_accelerator),
+            number(result.tokens_per_second),
+        )
+        for result in found.others
+    ]
+    rows.insert(found.place - 1, own)
+    section.tables.append(
+        Table(
+            caption=f"{found.category}, by tokens/s of a card",
+            head=("place", "round", "submitter", "system", "tokens/s of a card", "tokens/s"),
+            rows=tuple((str(place), *row) for place, row in enumerate(rows, 1)),
+            numeric=(0, 4, 5),
+            marks={found.place - 1: "own"},
+        )
+    )
+    return section
+
+
+def _no_standing(run: RunData, value: float | None, cards: int) -> str | None:
+    if not rules.benchmark(run.config["benchmark"]).is_mlperf:
+        return f"{run.config['benchmark']} is not an MLPerf benchmark: nothing published compares."
+    if run.is_simulated:
+        return "The engine ran no model: a simulated figure stands nowhere."
+    if run.config["scenario"] != "Offline":
+        return f"The published figures on file are of Offline, not {run.config['scenario']}."
+    if not cards:
+        return "The run used no accelerator that its engine named: it is in no published category."
+    return None if value is not None else "The run has no performance result."
+
+
+def rates(test: TestData) -> tuple[list[float], list[float]]:
+    """Seconds, and tokens/s made between one row of the timeline and the next."""
+    xs, ys, before_s, before = [], [], 0.0, 0.0
+    for row in test.timeline:
+        elapsed_s, made = float(row["elapsed_s"]), float(row["made"])
+        if elapsed_s > before_s:
+            xs.append(elapsed_s)
+            ys.append(max(0.0, made - before) / (elapsed_s - before_s))
+            before_s, before = elapsed_s, made
+    return xs, ys
+
+
+def timeline_section(run: RunData) -> Section:
+    """Tokens/s over time, and how many samples were answered."""
+    section = Section(name="timeline", title="Tokens/s over time")
+    for test in run.tests.values():
+        xs, ys = rates(test)
+        if len(xs) < 2:
+            section.missing.append(
+                f"The {test.name} test was over before its timeline had two rows: "
+                f"{number(test.facts.get('elapsed_s'), 2)} s."
+            )
+            continue
+        peak, mean = max(ys), sum(ys) / len(ys)
+        section.figures.append(
+            lines_figure(
+                f"rate-{test.name}",
+                f"Tokens/s of the {test.name} test",
+                summary=f"{len(xs)} points over {xs[-1]:,.0f} s; at most {peak:,.0f}, "
+                f"on average {mean:,.0f} tokens/s.",
+                axes=("seconds", "tokens/s made"),
+                series=[("tokens/s", xs, ys)],
+            )
+        )
+        section.figures.append(_answered(test))
+    if not run.tests:
+        section.missing.append("The run has no test yet.")
+    return section
+
+
+def _answered(test: TestData) -> Figure:
+    rows = [row for row in test.timeline if "answered" in row]
+    xs = [float(row["elapsed_s"]) for row in rows]
+    return lines_figure(
+        f"answered-{test.name}",
+        f"Samples of the {test.name} test",
+        summary=f"Samples issued and answered over {xs[-1] if xs else 0:,.0f} s.",
+        axes=("seconds", "samples"),
+        series=[
+            ("answered", xs, [float(row["answered"]) for row in rows]),
+            ("issued", xs, [float(row.get("issued", 0)) for row in rows]),
+        ],
+    )
+
+
+def latencies(log: DetailLog, pattern: re.Pattern[str] = _LATENCY) -> list[tuple[float, float]]:
+    """(percentile, seconds) of LoadGen's records of one kind, in order."""
+    found = {}
+    for record in log.records:
+        if match := pattern.fullmatch(record.key):
+            value = number_of(log, record.key)
+            if value is not None:
+                found[float(match[1])] = value * 1e-9
+    return sorted(found.items())
+
+
+def latency_section(run: RunData) -> Section:
+    """LoadGen's percentiles; with the limits, where the scenario has any."""
+    section = Section(name="latency", title="Latency percentiles")
+    test = run.performance
+    log = None if test is None else test.log
+    if log is None:
+        section.missing.append("The run has no performance test's detail log.")
+        return section
+    scenario = run.config["scenario"]
+    limit = rules.benchmark(run.config["benchmark"]).latency.get(scenario)
+    kinds: list[tuple[str, str, re.Pattern[str], float | None]] = [
+        ("latency", "Latency of a sample", _LATENCY, None),
+        ("ttft", "Time to first token", _FIRST_TOKEN, limit.ttft_ms / 1e3 if limit else None),
+        ("tpot", "Time per output token", _PER_TOKEN, limit.tpot_ms / 1e3 if limit else None),
+    ]
+    if scenario == "Offline":
+        section.paragraphs.append(
+            "Offline has no latency limit: all samples are issued at once, and the latency of one "
+            "is the time until it was answered."
+        )
+    for name, title, pattern, bound_s in kinds:
+        if points := latencies(log, pattern):
+            section.figures.append(percentile_figure(name, title, points, bound_s))
+        elif name == "latency" or limit is not None:
+            section.missing.append(f"{title}: LoadGen's log has no percentiles.")
+    return section
+
+
+def percentile_figure(
+    name: str, title: str, points: Sequence[tuple[float, float]], bound_s: float | None
+) -> Figure:
+    """Bars of percentiles, and the limit of the 99th as a line."""
+    labels = [f"{percentile:g} %" for percentile, _ in points]
+    scale, unit = (1e3, "ms") if points[-1][1] < 10 else (1.0, "s")
+    values = [round(seconds * scale, 3) for _, seconds in points]
+    data: list[dict[str, Any]] = [
+        {"type": "bar", "name": title, "x": labels, "y": values, "meta": "c0"}
+    ]
+    said = ""
+    if bound_s is not None:
+        bound = bound_s * scale
+        data.append(
+            {
+                "type": "scatter",
+                "mode": "lines",
+                "name": "limit of the 99 %",
+                "x": labels,
+                "y": [bound] * len(labels),
+                "meta": "bound",
+            }
+        )
+        at = dict(points).get(99.0)
+        held = "unknown" if at is None else "held" if at <= bound_s else "BROKEN"
+        said = f" The limit of the 99th percentile, {bound:,.0f} {unit}, is {held}."
+    table = Table(
+        caption=title,
+        head=("percentile", unit),
+        rows=tuple(zip(labels, (f"{value:,.3f}" for value in values), strict=True)),
+        numeric=(1,),
+    )
+    summary = f"{labels[-1]}: {values[-1]:,.1f} {unit}.{said}"
+    axes = ("percentile", unit)
+    return plain_figure(name, title, summary=summary, axes=axes, data=data, table=table)
+
+
+def live_section(run: RunData) -> Section:
+    """Sequences in the engine and the share of the KV cache in use."""
+    section = Section(name="live", title="Live sequences and KV cache")
+    for test in run.tests.values():
+        rows = test.timeline
+        for names, title, axis in ((_LIVE, "Sequences", "sequences"), ((_KV,), "KV cache", "%")):
+            series = [_column(rows, name, 100.0 if name == _KV else 1.0) for name in names]
+            series = [one for one in series if len(one[1]) > 1]
+            if series:
+                section.figures.append(
+                    lines_figure(
+                        f"{axis}-{test.name}".replace("%", "kv"),
+                        f"{title} of the {test.name} test",
+                        summary=f"At most {max(max(ys) for _, _, ys in series):,.1f}.",
+                        axes=("seconds", axis),
+                        series=series,
+                    )
+                )
+        section.tables += _copies(test)
+    if not section.figures:
+        section.missing.append(
+            "The timeline has no live_sequences and no kv_used_fraction: this engine does not "
+            "report them over time."
+        )
+    return section
+
+
+def _column(
+    rows: Sequence[Mapping[str, Any]], name: str, factor: float
+) -> tuple[str, list[float], list[float]]:
+    chosen = [row for row in rows if isinstance(row.get(name), int | float)]
+    xs = [float(row["elapsed_s"]) for row in chosen]
+    return name.replace("_", " "), xs, [float(row[name]) * factor for row in chosen]
+
+
+def _copies(test: TestData) -> list[Table]:
+    """What each copy of the engine counted, one row a copy."""
+    copies = test.engine.get("copies")
+    if not isinstance(copies, list) or not all(isinstance(copy, Mapping) for copy in copies):
+        return []
+    names = list(dict.fromkeys(name for copy in copies for name in copy))
+    rows = tuple(
+        (name.replace("_", " "), *(str(copy.get(name, "-")) for copy in copies)) for name in names
+    )
+    head = ("counter", *(f"copy {place}" for place in range(len(copies))))
+    caption = f"Counters of the engine at the end of the {test.name} test"
+    return [Table(caption=caption, head=head, rows=rows, numeric=tuple(range(1, len(head))))]
+
+
+def power_section(run: RunData) -> Section:
+    """Power over time, energy, tokens for each joule."""
+    section = Section(name="power", title="Power and tokens per joule")
+    for test in run.tests.values():
+        devices = list(dict.fromkeys(point.device for point in test.power))
+        series = []
+        for device in devices:
+            points = sorted((p.t_s, p.power_w) for p in test.power if p.device == device)
+            series.append((device or "device", [t for t, _ in points], [w for _, w in points]))
+        if not series:
+            continue
+        joules, rate = energy_joules(test), tokens_per_joule(test)
+        section.figures.append(
+            lines_figure(
+                f"power-{test.name}",
+                f"Power during the {test.name} test",
+                summary=f"{len(devices)} devices; energy {number(joules, 0)} J; "
+                f"{number(rate, 3)} tokens for each joule.",
+                axes=("seconds", "watts"),
+                series=series,
+            )
+        )
+    if not section.figures:
+        section.missing.append(
+            "The run has no power.jsonl: power was not measured, and tokens per joule are not "
+            "known."
+        )
+    return section
