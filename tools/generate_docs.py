@@ -17,6 +17,7 @@ VERBS = (
     ("submit",),
     ("check",),
     ("report",),
+    ("site",),
     ("data",),
     ("data", "build"),
     ("data", "verify"),

@@ -60,6 +60,7 @@ app.command("system")(flags_submit.system)
 app.command("submit")(flags_submit.submit)
 app.command("check")(flags_check.check)
 app.command("report")(flags_report.report)
+app.command("site")(flags_report.site)
 bench_app.command("check")(flags_check.bench_check)
 
 RecipeArgument = Annotated[

@@ -1,4 +1,4 @@
-"""The flags of `paceline report`; what it does is in `report_verbs`.
+"""The flags of `paceline report` and `paceline site`; what they do is in `report_verbs`.
 
 A module of flags imports nothing heavy, as `paceline --help` loads it.
 """
@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-__all__ = ["report"]
+__all__ = ["report", "site"]
 
 
 def _verbs() -> Any:
@@ -30,3 +30,13 @@ def report(
 ) -> None:
     """Write one HTML page about runs: it holds all that it shows and needs no network."""
     _verbs().report(run_dirs, out, compare=compare)
+
+
+def site(
+    repository: Annotated[
+        Path | None, typer.Argument(help="A repository of submissions.", metavar="RESULTS_REPO")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the site.")] = None,
+) -> None:
+    """Make a static site of the results in a repository."""
+    _verbs().site(repository, out)

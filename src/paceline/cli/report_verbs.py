@@ -9,9 +9,9 @@ from typing import Any
 
 import typer
 
-from paceline.errors import MissingExtraError
+from paceline.errors import InputError, MissingExtraError
 
-__all__ = ["report"]
+__all__ = ["report", "site"]
 
 
 def _report() -> Any:
@@ -31,3 +31,16 @@ def report(run_dirs: Sequence[Path], out: Path | None, *, compare: bool) -> None
     """`paceline report`."""
     page = _report().build_report(run_dirs, out, compare=compare)
     typer.echo(f"{page}: {page.stat().st_size:,} bytes")
+
+
+def site(repository: Path | None, out: Path | None) -> None:
+    """`paceline site`."""
+    if repository is None or out is None:
+        raise InputError(
+            "A site needs a repository and a folder.", hint="paceline site RESULTS_REPO --out DIR"
+        )
+    found = _report().build_site(repository, out)
+    passing = sum(result.passed for result in found.results)
+    typer.echo(f"{out / 'index.html'}: {len(found.results)} results, {passing} pass their check")
+    for skipped in found.skipped:
+        typer.echo(f"not shown: {skipped.path}: {skipped.reason}")

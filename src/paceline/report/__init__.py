@@ -10,5 +10,6 @@ Reads run directories, submission trees and the published results in `data/`; wr
 from __future__ import annotations
 
 from paceline.report.report import build_report
+from paceline.report.site import build_site
 
-__all__ = ["build_report"]
+__all__ = ["build_report", "build_site"]

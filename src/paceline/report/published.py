@@ -19,6 +19,9 @@ from paceline.report.hardware import CATEGORIES
 
 __all__ = ["Published", "PublishedResult", "Standing", "load_published", "standing"]
 
+# Some figures were published as whole numbers: one that differs by less is the same.
+_ROUNDING = 5e-5
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PublishedResult:
@@ -52,7 +55,8 @@ class Published:
 class Standing:
     """A place among `others`, the closed results of the category, best card first.
 
-    `place` is 1 plus the number of results with a higher figure per accelerator.
+    `place` is 1 plus the number of results with a higher figure per accelerator; figures that
+    differ by no more than rounding share a place.
     """
 
     category: str
@@ -95,6 +99,6 @@ def standing(category: str, tokens_per_second: float, num_accelerators: int) -> 
     return Standing(
         category=category,
         per_accelerator=own,
-        place=1 + sum(result.per_accelerator > own for result in others),
+        place=1 + sum(result.per_accelerator > own * (1 + _ROUNDING) for result in others),
         others=tuple(others),
     )
