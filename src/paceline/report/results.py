@@ -194,11 +194,7 @@ def _result(
         tokens_per_second=tokens,
         samples_per_second=_rate(log),
         duration_s=_seconds(log),
-        latencies_ms={
-            key: value * 1e-6
-            for key, name_ in _LATENCY.items()
-            if (value := number_of(log.log, name_)) is not None
-        },
+        latencies_ms=_latencies(log),
         accuracy=facts.accuracy,
         category=category_of(name, cards),
         accelerator=name,
@@ -209,6 +205,11 @@ def _result(
         failures=failures,
         location=location,
     )
+
+
+def _latencies(log: RunLog) -> dict[str, float]:
+    found = {key: number_of(log.log, name) for key, name in _LATENCY.items()}
+    return {key: value * 1e-6 for key, value in found.items() if value is not None}
 
 
 def _first(texts: Sequence[str]) -> str:
