@@ -16,6 +16,7 @@ VERBS = (
     ("system",),
     ("submit",),
     ("check",),
+    ("push",),
     ("report",),
     ("site",),
     ("data",),
