@@ -9,6 +9,7 @@ from pathlib import Path
 
 import typer
 
+from paceline.cli.annotations import annotation_lines
 from paceline.errors import EnvironmentProblem
 from paceline.submission.check import CheckedTree, TreeFinding, examine_tree
 from paceline.submission.check.bench import bench_check as run_bench
@@ -25,6 +26,7 @@ def check(
     submitter: str | None,
     csv: Path | None,
     official: Path | None,
+    annotate: bool,
     as_json: bool,
 ) -> None:
     """Print the findings that are not a plain PASS; exit 1 when one is FAIL."""
@@ -40,6 +42,9 @@ def check(
         typer.echo(json.dumps([finding.as_json() for finding in checked.findings], indent=1))
     else:
         _print_findings(checked)
+    if annotate:
+        for command in annotation_lines(tree, checked.findings):
+            typer.echo(command, err=as_json)
     for comparison in compared:
         _print_comparison(comparison, to_stderr=as_json)
     raise typer.Exit(0 if checked.passed else 1)

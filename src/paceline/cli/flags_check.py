@@ -39,6 +39,9 @@ def check(
             metavar="DIR",
         ),
     ] = None,
+    annotate: Annotated[
+        bool, typer.Option("--annotate", help="Also print GitHub's annotations of a pull request.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Check a submission tree. Exits 0 when nothing fails, 1 when something does."""
@@ -48,6 +51,7 @@ def check(
         submitter=submitter,
         csv=csv,
         official=official,
+        annotate=annotate,
         as_json=as_json,
     )
 

@@ -37,6 +37,19 @@ def site(
         Path | None, typer.Argument(help="A repository of submissions.", metavar="RESULTS_REPO")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the site.")] = None,
+    init: Annotated[
+        Path | None,
+        typer.Option(
+            "--init", help="Write the GitHub workflows into this repository.", metavar="DIR"
+        ),
+    ] = None,
+    package: Annotated[
+        str | None, typer.Option(help="With --init: what pip installs; none: this version.")
+    ] = None,
+    branch: Annotated[str, typer.Option(help="With --init: the branch of the results.")] = "main",
 ) -> None:
-    """Make a static site of the results in a repository."""
-    _verbs().site(repository, out)
+    """Make a static site of the results in a repository, or its workflow files."""
+    if init is not None:
+        _verbs().site_init(init, package, branch, asked_too=[repository, out])
+    else:
+        _verbs().site(repository, out)

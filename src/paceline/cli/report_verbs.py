@@ -11,7 +11,7 @@ import typer
 
 from paceline.errors import InputError, MissingExtraError
 
-__all__ = ["report", "site"]
+__all__ = ["report", "site", "site_init"]
 
 
 def _report() -> Any:
@@ -44,3 +44,16 @@ def site(repository: Path | None, out: Path | None) -> None:
     typer.echo(f"{out / 'index.html'}: {len(found.results)} results, {passing} pass their check")
     for skipped in found.skipped:
         typer.echo(f"not shown: {skipped.path}: {skipped.reason}")
+
+
+def site_init(
+    repository: Path, package: str | None, branch: str, *, asked_too: Sequence[Path | None]
+) -> None:
+    """`paceline site --init`."""
+    if any(path is not None for path in asked_too):
+        raise InputError("--init writes workflow files and no site.", hint="one after the other")
+    written = _report().init_workflows(repository, package=package, branch=branch)
+    for path in written:
+        typer.echo(path)
+    if not written:
+        typer.echo("The workflow files are there already.")

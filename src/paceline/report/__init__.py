@@ -11,5 +11,6 @@ from __future__ import annotations
 
 from paceline.report.report import build_report
 from paceline.report.site import build_site
+from paceline.report.workflows import init_workflows
 
-__all__ = ["build_report", "build_site"]
+__all__ = ["build_report", "build_site", "init_workflows"]
