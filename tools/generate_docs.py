@@ -19,6 +19,7 @@ VERBS = (
     ("push",),
     ("report",),
     ("site",),
+    ("mlcr",),
     ("data",),
     ("data", "build"),
     ("data", "verify"),
