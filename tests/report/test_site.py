@@ -112,6 +112,18 @@ def test_a_result_that_fails_its_check_is_shown_and_not_placed(
     assert "accuracy.txt" in page
 
 
+def test_a_rehearsal_is_shown_as_one_and_not_placed(repository: Path, tmp_path: Path) -> None:
+    describe(
+        system_file(repository, "Team_A"),
+        sw_notes="REHEARSAL: this is no measurement of a system and must not be submitted.",
+    )
+    found = build_site(repository, tmp_path / "site").results
+    own = [result for result in found if result.submitter == "Team_A"]
+    assert [result.word for result in own] == ["REHEARSAL", "REHEARSAL"]
+    assert not {result.location for result in own} & set(places(ranked_groups(found)))
+    assert "Team_A" not in (tmp_path / "site/top.html").read_text()
+
+
 def test_a_result_without_a_figure_is_listed_with_the_reason(
     repository: Path, tmp_path: Path
 ) -> None:

@@ -35,6 +35,7 @@ _GENERATE = {
     "submission_dir": "--out",
     "submitter": "--submitter",
     "sw_notes_extra": "--set sw_notes",
+    "system": "--system: a file of `paceline system --out`; a flag of paceline's",
     "tar": "yes: a tarball is always made of a tree that passes",
     "version": "--round",
 }
@@ -99,8 +100,8 @@ def translate_generate(words: Words, cwd: Path) -> Translation:
     if (cwd / out).exists():
         _aside(words, cwd, out, made)
     name = flags.get("hw_name", platform.node())
-    arguments: list[str | Path] = [*runs, "--submitter", submitter]
-    arguments += ["--system", re.sub(r"[^A-Za-z0-9._+-]+", "_", name).strip("._+-")]
+    name = flags.get("system") or re.sub(r"[^A-Za-z0-9._+-]+", "_", name).strip("._+-")
+    arguments: list[str | Path] = [*runs, "--submitter", submitter, "--system", name]
     arguments += ["--division", flags.get("division", "open"), "--out", out]
     if "version" in flags:
         arguments += ["--round", flags["version"]]

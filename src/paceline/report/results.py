@@ -22,6 +22,7 @@ from paceline.report.rundata import number_of
 from paceline.submission.check import CheckedTree, examine_tree
 from paceline.submission.check.context import Outcome, RunLog, read_run_log
 from paceline.submission.check.inventory import Inventory, Unreadable, take_inventory
+from paceline.submission.documents import REHEARSAL
 
 __all__ = ["Results", "ShownResult", "Skipped", "find_trees", "read_results"]
 
@@ -66,9 +67,19 @@ class ShownResult:
         return self.tokens_per_second / self.num_accelerators if self.num_accelerators else None
 
     @property
+    def is_rehearsal(self) -> bool:
+        """Whether its system's notes say that nothing was measured."""
+        return REHEARSAL in str(self.system.get("sw_notes", ""))
+
+    @property
     def passed(self) -> bool:
-        """Whether the checker takes it."""
-        return not self.failures
+        """Whether the checker takes it, and it is a measurement."""
+        return not self.failures and not self.is_rehearsal
+
+    @property
+    def word(self) -> str:
+        """PASS, FAIL or REHEARSAL."""
+        return "REHEARSAL" if self.is_rehearsal else "FAIL" if self.failures else "PASS"
 
     @property
     def page(self) -> str:

@@ -57,6 +57,7 @@ def _row(result: ShownResult, number: int, place: Place | None) -> dict[str, Any
         "weight_data_types": result.weight_data_types,
         "Location": result.location,
         "passes": result.passed,
+        "rehearsal": result.is_rehearsal,
         "failures": list(result.failures),
         "hardware_category": result.category,
         "total_accelerators": result.num_accelerators,

@@ -233,9 +233,12 @@ def _environment(url: str, token: str | None, given: Mapping[str, str]) -> dict[
         # A helper must not store the token, and it must not follow a redirect.
         settings += [("credential.helper", ""), ("http.followRedirects", "false")]
         settings.append((f"http.{origin}.extraHeader", git_header(token)))
-    for place, (key, value) in enumerate(settings):
+    # Settings that the user gave in the environment stay; the later ones win.
+    before = given.get("GIT_CONFIG_COUNT", "0")
+    start = int(before) if before.isdecimal() else 0
+    for place, (key, value) in enumerate(settings, start):
         kept |= {f"GIT_CONFIG_KEY_{place}": key, f"GIT_CONFIG_VALUE_{place}": value}
-    kept["GIT_CONFIG_COUNT"] = str(len(settings))
+    kept["GIT_CONFIG_COUNT"] = str(start + len(settings))
     return kept | {"GIT_TERMINAL_PROMPT": "0", "GIT_ASKPASS": "true", "LC_ALL": "C"}
 
 
