@@ -24,7 +24,9 @@ from paceline.report.speed import latencies, percentile_figure
 
 SECTIONS = ("verdict", "standing", "timeline", "latency", "lengths", "live", "power")
 SECTIONS += ("rouge", "worst", "config", "system", "history")
-HOSTILE = "</script><script>window.hostile = 1</script><img src=x onerror='window.hostile = 1'>"
+HOSTILE = (
+    "\ud800</script><script>window.hostile = 1</script><img src=x onerror='window.hostile = 1'>"
+)
 
 
 class Text(HTMLParser):
@@ -169,6 +171,20 @@ def test_a_comparison_of_one_run_is_refused(run: Path) -> None:
         build_report([run], None, compare=True)
 
 
+def test_a_run_on_cards_stands_among_published_results(run: Path) -> None:
+    manifest = json.loads((run / "manifest.json").read_text())
+    manifest["config"] |= {"benchmark": "llama2-70b-99.9"}
+    engine = {"device": "cuda", "device_name": "NVIDIA H200", "copies": [{}, {}]}
+    for test in manifest["tests"].values():
+        test["engine"] = engine
+    edit(run / "manifest.json", **manifest)
+    edit(run / "verdict.json", tokens_per_second=8976.0)
+    text = str(Text(report_page([run], compare=False)))
+    assert "4,488.0 tokens/s of a card is place" in text
+    assert "this run 2 x NVIDIA H200 4,488.0 8,976.0" in text
+    assert "mlcommons/inference_results_v5.1@965182b0" in text
+
+
 def test_published_results_name_their_round_and_source() -> None:
     published = load_published()
     assert {result.round for result in published.results} == set(published.sources)
@@ -269,5 +285,5 @@ def test_text_of_a_log_is_shown_and_never_run(run: Path, browser: Browser) -> No
     browser.wait_for("document.documentElement.dataset.drawn")
     assert browser.evaluate("window.hostile") is None
     assert browser.evaluate("document.querySelectorAll('img').length") == 0
-    assert HOSTILE in browser.evaluate("document.body.textContent")
+    assert HOSTILE[1:] in browser.evaluate("document.body.textContent")
     assert browser.problems == []

@@ -46,7 +46,8 @@ def build_report(run_dirs: Sequence[Path], out: Path | None, *, compare: bool) -
     if out.is_dir():
         out = out / "report.html"
     page = report_page(run_dirs, compare=compare)
-    write_atomically(out, page)
+    # A log may hold half a character; JSON can name one, UTF-8 cannot.
+    write_atomically(out, page.encode("utf-8", "backslashreplace"))
     return out
 
 

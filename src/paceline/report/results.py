@@ -8,6 +8,7 @@ no figure at all is in `skipped`, with the reason.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
@@ -163,12 +164,15 @@ def read_results(repository: Path) -> Results:
 
 
 def _failures(checked: CheckedTree) -> dict[str, tuple[str, ...]]:
-    """By result, the findings that refuse it. A sound tree of thousands is not gone through."""
-    failing = any(not finding.passed for finding in checked.findings)
+    """By result, the findings that refuse it."""
+    # A tree of thousands of results has a hundred findings for each: only the failing ones are
+    # gone through for every result.
+    failing = [finding for finding in checked.findings if not finding.passed]
+    only = dataclasses.replace(checked, findings=failing)
     return {
         outcome.result.path: tuple(
             f"{finding.path}: {finding.detail} [{finding.rule}]"
-            for finding in (checked.failures_of(outcome.result) if failing else ())
+            for finding in only.failures_of(outcome.result)
         )
         for outcome in checked.outcomes
     }
