@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import fcntl
 import json
 import os
 import select
@@ -42,26 +43,20 @@ class Browser:
             pytest.skip(f"no browser here: none of {', '.join(NAMES)}")
         to_browser, self._write = os.pipe()
         self._read, from_browser = os.pipe()
-
-        def wire() -> None:
-            # Chromium reads its commands from 3 and answers on 4.
-            os.dup2(to_browser, 13)
-            os.dup2(from_browser, 14)
-            os.dup2(13, 3)
-            os.dup2(14, 4)
-            os.set_inheritable(3, True)
-            os.set_inheritable(4, True)
-
+        # Chromium reads its commands from 3 and answers on 4; numbers far from those two can be
+        # moved to them without one overwriting the other.
+        ends = [fcntl.fcntl(end, fcntl.F_DUPFD, 100) for end in (to_browser, from_browser)]
+        wire = f'exec "$@" 3<&{ends[0]} 4>&{ends[1]} {ends[0]}<&- {ends[1]}>&-'
+        profile_flag = f"--user-data-dir={profile}"
         self._process = subprocess.Popen(
-            [program, *FLAGS, f"--user-data-dir={profile}", "about:blank"],
-            preexec_fn=wire,
-            close_fds=False,
+            ["bash", "-c", wire, "bash", program, *FLAGS, profile_flag, "about:blank"],
+            pass_fds=ends,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
-        os.close(to_browser)
-        os.close(from_browser)
+        for end in (to_browser, from_browser, *ends):
+            os.close(end)
         self._buffer = b""
         self._number = 0
         self._session: str | None = None

@@ -58,6 +58,11 @@ def edit(path: Path, **values: object) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
 
+def tokens_of(run: Path) -> int:
+    manifest = json.loads((run / "manifest.json").read_text())
+    return int(manifest["tests"]["performance"]["tokens"])
+
+
 @pytest.fixture
 def run(fake_run: Path, tmp_path: Path) -> Path:
     return copied(fake_run, tmp_path / "run")
@@ -77,7 +82,8 @@ def test_the_figures_are_the_verdicts(run: Path) -> None:
     assert f"{verdict['tokens_per_second']:,.1f} tokens/s" in text
     log = read_detail(run / "performance/mlperf_log_detail.txt")
     seconds = int(str(log.get("result_max_latency_ns"))) * 1e-9
-    assert f"640 tokens / {seconds:,.3f} s = {640 / seconds:,.1f}" in text
+    tokens = tokens_of(run)
+    assert f"{tokens:,} tokens / {seconds:,.3f} s = {tokens / seconds:,.1f}" in text
     assert f"{verdict['rouge1']:.4f}" in text
     assert "SIMULATED" in text
     assert "NOT A SUBMISSION" in text
@@ -115,7 +121,8 @@ def test_energy_is_the_integral_of_every_devices_power(run: Path) -> None:
     lines = [*map(json.dumps, rows), "{broken"]
     (run / "power.jsonl").write_text("\n".join(lines))
     text = str(Text(report_page([run], compare=False)))
-    assert "2 devices; energy 1,400 J; 0.457 tokens for each joule" in text  # 640 / 1,400
+    rate = tokens_of(run) / 1400
+    assert f"2 devices; energy 1,400 J; {rate:,.3f} tokens for each joule" in text
     assert "power.jsonl has 1 damaged lines" in text
 
 
@@ -160,7 +167,7 @@ def test_a_comparison_starts_with_what_differs_and_only_that(run: Path, tmp_path
     (other / "manifest.json").write_text(json.dumps(manifest))
     text = str(Text(report_page([run, other], compare=True)))
     top = text[text.index("Config: what differs") : text.index("Side by side")]
-    assert "engine.fake.tokens_per_second 250 999" in top
+    assert "engine.fake.tokens_per_second 4000 999" in top
     assert "version numpy" in top
     assert "run.benchmark" not in top
     assert "0 of 32" in text  # no sample differs from the first run

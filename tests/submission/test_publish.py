@@ -23,6 +23,8 @@ OTHERS = {
     "closed/Team_B/systems/b.json": "{}\n",
     "closed/Team_AB/systems/ab.json": "{}\n",
 }
+# Every failure is a proof of its own; these take their turn in `make slow`.
+SLOW = pytest.mark.slow
 UPSTREAM, FORK = "contest/results-repo", "team-a/results-repo"
 
 
@@ -83,6 +85,7 @@ def test_a_push_adds_the_submitters_files_and_opens_a_pull_request(
     assert outcome.pull_request.address == pull["html_url"]
 
 
+@SLOW
 def test_files_arrive_byte_for_byte(
     hub: Hub, submission: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -223,6 +226,7 @@ def test_a_stale_fork_is_brought_up_to_date_first(hub: Hub, submission: Path) ->
     assert parent == hub.commit(UPSTREAM, "results")
 
 
+@SLOW
 def test_a_fork_that_has_gone_its_own_way_is_pushed_to_and_said_so(
     hub: Hub, submission: Path
 ) -> None:
@@ -233,6 +237,7 @@ def test_a_fork_that_has_gone_its_own_way_is_pushed_to_and_said_so(
     assert "notes.txt" in hub.files(FORK, "results")
 
 
+@SLOW
 def test_a_fork_without_the_branch_gets_its_parents(hub: Hub, submission: Path) -> None:
     hub.put(UPSTREAM, "results-scc", {"closed/Team_X/x.json": "{}\n"})
     outcome = pushed(order(hub, submission, branch="results-scc"))
@@ -285,14 +290,16 @@ def test_a_push_that_broke_off_goes_on_with_the_pull_request(hub: Hub, submissio
     ("fault", "tries"),
     [
         (Fault(r"GET /api/repos/[^/]+/[^/]+$", status=503), 1),
-        (Fault(r"GET /api/repos/[^/]+/[^/]+$", hang_up=True), 1),
-        (Fault(r"GET /api/repos/[^/]+/[^/]+$", wait_s=1.5), 1),
+        pytest.param(Fault(r"GET /api/repos/[^/]+/[^/]+$", hang_up=True), 1, marks=SLOW),
+        pytest.param(Fault(r"GET /api/repos/[^/]+/[^/]+$", wait_s=1.5), 1, marks=SLOW),
         (Fault(r"GET /api/", status=429, headers={"Retry-After": "7"}), 1),
-        (Fault(r"GET /api/", status=403, headers={"Retry-After": "3"}), 1),
-        (Fault(r"info/refs\?service=git-upload-pack", status=502, times=2), 2),
-        (Fault(r"info/refs\?service=git-receive-pack", status=429), 1),
+        pytest.param(Fault(r"GET /api/", status=403, headers={"Retry-After": "3"}), 1, marks=SLOW),
+        pytest.param(
+            Fault(r"info/refs\?service=git-upload-pack", status=502, times=2), 2, marks=SLOW
+        ),
+        pytest.param(Fault(r"info/refs\?service=git-receive-pack", status=429), 1, marks=SLOW),
         (Fault(r"POST /git/.*/git-receive-pack", status=500), 1),
-        (Fault(r"POST /git/.*/git-upload-pack", status=504), 1),
+        pytest.param(Fault(r"POST /git/.*/git-upload-pack", status=504), 1, marks=SLOW),
     ],
     ids=lambda value: getattr(value, "where", None),
 )
@@ -321,6 +328,7 @@ def test_a_pull_request_whose_answer_was_lost_is_not_opened_twice(
     assert outcome.pull_request.address == hub.pulls[0]["html_url"]
 
 
+@SLOW
 def test_a_push_whose_answer_was_lost_is_not_made_twice(hub: Hub, submission: Path) -> None:
     hub.faults = [Fault(r"POST /api/.*/merge-upstream", status=500, times=5)]
     with pytest.raises(ApiAnswerError):
@@ -333,12 +341,30 @@ def test_a_push_whose_answer_was_lost_is_not_made_twice(hub: Hub, submission: Pa
     ("fault", "kind", "words", "hint"),
     [
         (Fault("/api/", status=401), ApiAnswerError, "401", "GITHUB_TOKEN"),
-        (Fault("/api/", status=403), ApiAnswerError, "403", "write access"),
-        (Fault("/api/", status=404), ApiAnswerError, "404", "not there"),
-        (Fault("POST /api/.*/pulls", status=409), EnvironmentProblem, "409", "same command"),
+        pytest.param(Fault("/api/", status=403), ApiAnswerError, "403", "write access", marks=SLOW),
+        pytest.param(Fault("/api/", status=404), ApiAnswerError, "404", "not there", marks=SLOW),
+        pytest.param(
+            Fault("POST /api/.*/pulls", status=409),
+            EnvironmentProblem,
+            "409",
+            "same command",
+            marks=SLOW,
+        ),
         (Fault("POST /api/.*/pulls", status=422), EnvironmentProblem, "422", "its message"),
-        (Fault("/api/", status=429, times=9), EnvironmentProblem, "429", "wait some minutes"),
-        (Fault("/api/", wait_s=1.2, times=9), EnvironmentProblem, "cannot be reached", "same"),
+        pytest.param(
+            Fault("/api/", status=429, times=9),
+            EnvironmentProblem,
+            "429",
+            "wait some minutes",
+            marks=SLOW,
+        ),
+        pytest.param(
+            Fault("/api/", wait_s=1.2, times=9),
+            EnvironmentProblem,
+            "cannot be reached",
+            "same",
+            marks=SLOW,
+        ),
         (
             Fault("/api/", status=301, headers={"Location": "/x"}),
             EnvironmentProblem,
@@ -347,9 +373,23 @@ def test_a_push_whose_answer_was_lost_is_not_made_twice(hub: Hub, submission: Pa
         ),
         (Fault("/git/", status=401, times=9), InputError, "does not know you", "GITHUB_TOKEN"),
         (Fault("/git/", status=403), InputError, "may not do this", "write access"),
-        (Fault("/git/", status=404), InputError, "no such repository", "--repo-url"),
-        (Fault("/git/", status=503, times=9), EnvironmentProblem, "ls-remote", "same command"),
-        (Fault("receive-pack", status=403), InputError, "may not do this", "write access"),
+        pytest.param(
+            Fault("/git/", status=404), InputError, "no such repository", "--repo-url", marks=SLOW
+        ),
+        pytest.param(
+            Fault("/git/", status=503, times=9),
+            EnvironmentProblem,
+            "ls-remote",
+            "same command",
+            marks=SLOW,
+        ),
+        pytest.param(
+            Fault("receive-pack", status=403),
+            InputError,
+            "may not do this",
+            "write access",
+            marks=SLOW,
+        ),
     ],
     ids=lambda value: getattr(value, "where", None),
 )
@@ -431,6 +471,7 @@ def test_the_token_is_asked_of_gh_when_the_environment_has_none(
     assert pushed(order(hub, submission)).pull_request is not None
 
 
+@SLOW
 def test_one_submitter_of_several_is_asked_for(hub: Hub, submission: Path) -> None:
     sample = SampleTree(submitter="Team_Z", division="open", scenarios=("Offline",))
     write_sample_tree(submission / "tree", sample)
