@@ -16,6 +16,7 @@ VERBS = (
     ("system",),
     ("submit",),
     ("check",),
+    ("score",),
     ("push",),
     ("report",),
     ("site",),

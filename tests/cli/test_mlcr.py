@@ -275,6 +275,17 @@ def test_what_was_got_is_used_by_later_commands(tmp_path: Path, paceline: Paceli
     assert verified.code == 1, verified  # 400 samples are not the benchmark's dataset
     text = only(f"{RUN} --model=llama2-70b-99.9", tmp_path)
     assert f"--model {tmp_path.resolve()}/syn" in text
+    (tmp_path / "theirs").mkdir()
+    with pytest.raises(InputError, match="holds no mlperf_log_accuracy"):
+        become("process,mlperf,accuracy --result_dir=theirs", tmp_path)
+    (tmp_path / "theirs/mlperf_log_accuracy.json").write_text("[]")
+    with pytest.raises(InputError, match="checkpoint and dataset have to be known"):
+        become("process,mlperf,accuracy --result_dir=theirs", tmp_path)
+    (tmp_path / "mlcr/data.path").write_text("/data.parquet\n")
+    text = only("process,mlperf,accuracy --result_dir=theirs", tmp_path)
+    assert (
+        text == f"paceline score theirs --data /data.parquet --tokenizer {tmp_path.resolve()}/syn"
+    )
 
 
 def test_the_exit_code_is_that_of_the_command_it_became(tmp_path: Path, paceline: Paceline) -> None:

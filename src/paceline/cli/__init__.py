@@ -21,7 +21,14 @@ from typing import Annotated, Any
 import typer
 
 import paceline
-from paceline.cli import flags_check, flags_mlcr, flags_push, flags_report, flags_submit
+from paceline.cli import (
+    flags_check,
+    flags_mlcr,
+    flags_push,
+    flags_report,
+    flags_score,
+    flags_submit,
+)
 from paceline.errors import PacelineError
 
 __all__ = [
@@ -59,6 +66,7 @@ app.add_typer(bench_app, name="bench")
 app.command("system")(flags_submit.system)
 app.command("submit")(flags_submit.submit)
 app.command("check")(flags_check.check)
+app.command("score")(flags_score.score)
 app.command("push")(flags_push.push)
 app.command("report")(flags_report.report)
 app.command("site")(flags_report.site)

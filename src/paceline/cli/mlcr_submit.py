@@ -190,7 +190,7 @@ def translate_push(words: Words, cwd: Path) -> Translation:
 
 
 def translate_accuracy(words: Words, cwd: Path) -> Translation:
-    """The accuracy of a run, which was computed when it ended. Raises InputError."""
+    """The accuracy of a run, computed when it ended, or of anybody's log. Raises InputError."""
     refuse_unknown(words, known={"result_dir": "a run", "quiet": ""}, refused={}, variables={})
     found = words.flags.get("result_dir")
     if found is None:
@@ -198,12 +198,27 @@ def translate_accuracy(words: Words, cwd: Path) -> Translation:
     path = Path(found)
     run = next((p for p in (path, *path.parents) if (cwd / p / "manifest.json").is_file()), None)
     if run is None:
-        raise InputError(
-            f"mlcr: {found} is in no run directory of paceline.",
-            hint="paceline scores a run when it ends; give what `paceline run` printed",
-        )
+        return _score(words, cwd, path)
     made = Translation(notes=[*words.notes, "The run was scored when it ended; this shows it."])
     made.paceline("show", run)
+    return made
+
+
+def _score(words: Words, cwd: Path, path: Path) -> Translation:
+    """The accuracy of a log that another harness wrote. Raises InputError."""
+    if not (cwd / path / "mlperf_log_accuracy.json").is_file():
+        raise InputError(
+            f"mlcr: {path} holds no mlperf_log_accuracy.json.", hint="--result_dir=DIR that does"
+        )
+    inputs = remembered(cwd)
+    if len(inputs) < 2:
+        raise InputError(
+            "mlcr: to score a log, checkpoint and dataset have to be known.",
+            hint="mlcr get,ml-model,llama2-70b --checkpoint=DIR, then get,dataset,openorca "
+            "--path=FILE",
+        )
+    made = Translation(notes=list(words.notes))
+    made.paceline("score", path, "--data", inputs["data"], "--tokenizer", inputs["model"])
     return made
 
 
