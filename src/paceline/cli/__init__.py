@@ -21,14 +21,7 @@ from typing import Annotated, Any
 import typer
 
 import paceline
-from paceline.cli import (
-    flags_check,
-    flags_mlcr,
-    flags_push,
-    flags_report,
-    flags_score,
-    flags_submit,
-)
+from paceline.cli import flags_check, flags_publish, flags_submit
 from paceline.errors import PacelineError
 
 __all__ = [
@@ -66,12 +59,7 @@ app.add_typer(bench_app, name="bench")
 app.command("system")(flags_submit.system)
 app.command("submit")(flags_submit.submit)
 app.command("check")(flags_check.check)
-app.command("score")(flags_score.score)
-app.command("push")(flags_push.push)
-app.command("report")(flags_report.report)
-app.command("site")(flags_report.site)
-# The flags of `mlcr` are MLC's; they are read by its own parser.
-app.command("mlcr", context_settings={"ignore_unknown_options": True})(flags_mlcr.mlcr)
+flags_publish.add_verbs(app)
 bench_app.command("check")(flags_check.bench_check)
 
 RecipeArgument = Annotated[
