@@ -138,6 +138,21 @@ def test_live_sequences_and_kv_use_are_plotted_when_the_timeline_has_them(run: P
     assert "At most 75.0." in page
 
 
+def test_a_servers_latency_over_time_is_held_against_its_limit(run: Path) -> None:
+    config = json.loads((run / "manifest.json").read_text())["config"]
+    edit(run / "manifest.json", config=config | {"scenario": "Server"})
+    path = run / "performance/timeline.jsonl"
+    rows = [
+        {"elapsed_s": t, "made": 10 * t, "ttft_p99_ms": 400.0 * t, "tpot_p99_ms": 90.0}
+        for t in (1, 2, 3)
+    ]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    text = str(Text(report_page([run], compare=False)))
+    assert "Time to first token, 99 % so far 1,200.00 ms at the end" in text
+    assert re.search(r"limit 1\.0 2,000\.00 limit 3\.0 2,000\.00", text)
+    assert re.search(r"limit 1\.0 200\.00 limit 3\.0 200\.00", text)
+
+
 def test_every_figure_is_one_that_plotly_knows_and_has_its_numbers_in_a_table(run: Path) -> None:
     page = report_page([run], compare=False)
     found = re.search(r'id="figures">(.*?)</script>', page)

@@ -179,7 +179,26 @@ def latency_section(run: RunData) -> Section:
             section.figures.append(percentile_figure(name, title, points, bound_s))
         elif name == "latency" or limit is not None:
             section.missing.append(f"{title}: LoadGen's log has no percentiles.")
+        figure = _over_time(test, name, title, bound_s) if test is not None else None
+        section.figures += [figure] if figure is not None else []
     return section
+
+
+def _over_time(test: TestData, name: str, title: str, bound_s: float | None) -> Figure | None:
+    """The 99th percentile so far, as the timeline has it; with the limit, where there is one."""
+    label, xs, ys = _column(test.timeline, f"{name}_p99_ms", 1.0)
+    if len(xs) < 2:
+        return None
+    series = [(label, xs, ys)]
+    if bound_s is not None:
+        series.append(("limit", [xs[0], xs[-1]], [bound_s * 1e3] * 2))
+    return lines_figure(
+        f"{name}-over-time",
+        f"{title}, 99 % so far",
+        summary=f"{ys[-1]:,.2f} ms at the end, at most {max(ys):,.2f} ms.",
+        axes=("seconds", "ms"),
+        series=series,
+    )
 
 
 def percentile_figure(
