@@ -26,6 +26,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from paceline.errors import EngineError, InterruptedRun, PacelineError
 from paceline.harness import loadgen
 from paceline.harness.offline import Limits, OfflineSut
 from paceline.mlperf import dataset, rules
+from paceline.mlperf.tokenizer import load_tokenizer
 from paceline.rundir import Journal, RunDir, disk_problem
 
 __all__ = ["Child", "main"]
@@ -128,6 +130,9 @@ class Child:
             max_new_tokens=benchmark.max_new_tokens,
             log_dir=self._run.path / "log",
             report=lambda what, fraction: self.send(event="loading", what=what, fraction=fraction),
+            streaming=config.scenario != "Offline",
+            longest_prompt_len=max(len(prompt) for prompt in prompts),
+            codec=self._codec(),
         )
         self._engine = engines.load(config.engine)(config.engine_config, context)
         self._engine.start()
@@ -141,6 +146,10 @@ class Child:
         sut.last_activity_s = self._started_s
         self.send(event="started")
         return sut
+
+    def _codec(self) -> Callable[[], engines.TextCodec] | None:
+        path = self._config.tokenizer_path
+        return None if path is None else lambda: load_tokenizer(path)
 
     def _watch(self) -> None:
         """Report progress; end the process when the test cannot go on."""
