@@ -205,7 +205,8 @@ class FaultServer:
 
 
 def _send(writer: asyncio.StreamWriter, reply: Reply) -> None:
-    body = reply.body if isinstance(reply.body, bytes) else json.dumps(reply.body).encode()
+    body = reply.body.encode() if isinstance(reply.body, str) else reply.body
+    body = body if isinstance(body, bytes) else json.dumps(body).encode()
     lines = [f"HTTP/1.1 {reply.status} x", f"Content-Length: {len(body)}"]
     lines += [f"{name}: {value}" for name, value in reply.headers.items()]
     data = "\r\n".join(lines).encode() + b"\r\n\r\n" + body

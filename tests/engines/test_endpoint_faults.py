@@ -197,7 +197,7 @@ def test_one_of_four_servers_that_never_comes_back_leaves_its_work_to_the_others
 
 
 def test_a_server_ten_times_slower_gets_a_tenth_and_ends_with_the_others() -> None:
-    asked = requests(400)
+    asked = requests(130)
 
     def paced(delay_s: float):  # noqa: ANN202 - a behaviour
         def behave(call: Call) -> Reply:
@@ -207,15 +207,14 @@ def test_a_server_ten_times_slower_gets_a_tenth_and_ends_with_the_others() -> No
 
         return behave
 
-    fast, slow = FaultServer(paced(0.05)), FaultServer(paced(0.5))
+    fast, slow = FaultServer(paced(0.1)), FaultServer(paced(1.0))
     with fast, slow:
         result = run(settings(fast, slow, concurrency=8), asked)
     result.require_all(asked)
-    ideal_s = len(asked) * 0.05 / (8 + 0.8)
-    assert result.seconds < ideal_s * 1.25 + 0.1
-    answered = [state["answered"] for state in result.facts["servers"]]
-    assert answered[1] <= len(asked) * 0.14
-    assert answered[1] > 0
+    # After a second the slow one has answered 8 and the fast one 80. The fast one needs half a second
+    # for the rest; the slow one would need a whole one for its share of it.
+    assert result.seconds < 1.85
+    assert [state["answered"] for state in result.facts["servers"]] == [122, 8]
 
 
 def test_a_request_that_fails_for_good_is_named_and_the_rest_is_answered() -> None:

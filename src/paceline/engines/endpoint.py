@@ -254,6 +254,8 @@ def _notes(facts: dict[str, Any]) -> list[str]:
         notes.append(
             "Token ids are not exact: a server gives text only, which was tokenised again."
         )
+    if not facts["verify_tls"]:
+        notes.append("The servers' certificates are not checked (engine.endpoint.verify_tls).")
     if facts["retries"]:
         kinds = ", ".join(f"{count} {kind}" for kind, count in facts["retries"].items())
         notes.append(f"Requests sent again: {sum(facts['retries'].values())} ({kinds}).")

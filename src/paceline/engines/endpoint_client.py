@@ -91,6 +91,10 @@ def open_connection(settings: Connection) -> tuple[aiohttp.ClientSession, _Secre
                 "(engine.endpoint.api_key_env).",
                 hint=f"export {settings.api_key_env}=...",
             )
+        if not secret.value.isascii() or not secret.value.isprintable():
+            raise InputError(
+                f"The environment variable {settings.api_key_env} holds no key that HTTP can carry."
+            )
         headers["Authorization"] = f"Bearer {secret.value}"
     session = aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(
@@ -181,6 +185,13 @@ class Client:
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             raise self._fault(error) from None
 
+    def shown(self, text: str) -> str:
+        """What a server said, fit for a message: on one line, short, and without the key."""
+        text = " ".join(text.split())
+        if self._secret.value:
+            text = text.replace(self._secret.value, "(key)")
+        return f"{text[:_TEXT_SHOWN]}..." if len(text) > _TEXT_SHOWN else text
+
     def _url(self, path: str) -> URL:
         if path not in self._urls:
             self._urls[path] = URL(self._base + path, encoded=True)
@@ -199,11 +210,7 @@ class Client:
 
     def _status_fault(self, response: aiohttp.ClientResponse, body: bytes) -> ServerFault:
         status = response.status
-        text = " ".join(body.decode(errors="replace").split())
-        if self._secret.value:
-            text = text.replace(self._secret.value, "(key)")
-        if len(text) > _TEXT_SHOWN:
-            text = f"{text[:_TEXT_SHOWN]}..."
+        text = self.shown(body.decode(errors="replace"))
         return ServerFault(
             f"http_{status}",
             f"{self.name} answered HTTP {status}: {text or response.reason}",

@@ -1,10 +1,9 @@
 """Which server answers which request: pulled from one pile, retried when a server fails.
 
-Everything here runs on one event loop. A request waits in the pile until the best server has room:
-the one that is expected to answer it first, by the time that finished answers took there at the
-load it had. With equal servers that is the one with the fewest outstanding. At the end of the pile
-a slow server is left idle when faster ones will get to the last requests sooner, so that all
-finish together.
+Everything here runs on one event loop. A request waits in the pile until a server has room, and goes
+to the one with the fewest outstanding, each weighed by the time that finished answers took there: a
+server twice as slow gets half as many. At the end of the pile a slow server is left idle when
+faster ones will get to the last requests sooner, so that all finish together.
 
 A server that refuses connections, or fails three times in a row, is put aside: its requests go
 elsewhere and it is asked from time to time whether it is back. One that is back gets a single
@@ -35,8 +34,6 @@ _SMOOTHING = 0.1
 _FAULTS_UNTIL_ASIDE = 3
 _LONGEST_BACKOFF_S = 30.0
 _LONGEST_PROBE_WAIT_S = 5.0
-# Below half of its usual load a server is hardly faster than at that half.
-_LEAST_LOAD = 0.5
 
 
 @dataclass(eq=False, slots=True)
@@ -96,10 +93,13 @@ class Server:
         return self.is_up and self.in_flight < limit and now_s >= self.paused_until_s
 
     def expected_s(self) -> float:
-        """How long one more request would take here; 0 while nothing was measured."""
+        """How long one more request would take here; 0 while nothing was measured.
+
+        A server with less to do than usual is not taken to be faster for it: most are not.
+        """
         if not self.load:
             return 0.0
-        return self.latency_s * max(_LEAST_LOAD, (self.in_flight + 1) / self.load)
+        return self.latency_s * max(1.0, (self.in_flight + 1) / self.load)
 
     def measure(self, took_s: float, load: float) -> None:
         """An answer took so long, at so many in flight."""
@@ -182,7 +182,13 @@ class Dispatcher:
         others = [server for server in free if server is not job.last_server]
         if not (free := others or free):
             return None
-        best = min(free, key=lambda server: (server.expected_s(), server.in_flight))
+        known = [server.latency_s for server in free if server.load]
+        typical_s = sum(known) / len(known) if known else 1.0
+
+        def crowd(server: Server) -> float:
+            return (server.in_flight + 1) * (server.latency_s if server.load else typical_s)
+
+        best = min(free, key=crowd)
         return None if self._others_are_sooner(best) else best
 
     def _others_are_sooner(self, best: Server) -> bool:

@@ -100,7 +100,7 @@ class RemoteServer:
         if self._streaming:
             return self._reader.read(request, await self._follow(job, body, self._reader))
         answer = self.dialect.read(await self.client.post(self.dialect.path, body))
-        _raise_error(self.client.name, answer)
+        _raise_error(self.client, answer)
         return self._reader.read(request, answer)
 
     async def try_prompt(
@@ -122,7 +122,7 @@ class RemoteServer:
             force_token=force_token,
         )
         answer = dialect.read(await self.client.post(dialect.path, self._encode(dialect, ask)))
-        _raise_error(self.client.name, answer)
+        _raise_error(self.client, answer)
         return answer
 
     async def _follow(self, job: Job, body: bytes, reader: Reader) -> Piece:
@@ -131,7 +131,7 @@ class RemoteServer:
         made = 0
         async for event in self.client.stream(self.dialect.path, body):
             piece = self.dialect.read(event)
-            _raise_error(self.client.name, piece)
+            _raise_error(self.client, piece)
             pieces.append(piece)
             if job.first is None:
                 first = reader.first_of(piece)
@@ -173,8 +173,9 @@ class RemoteServer:
         return json.dumps(body, separators=(",", ":")).encode()
 
 
-def _raise_error(server: str, piece: Piece) -> None:
+def _raise_error(client: Client, piece: Piece) -> None:
     if piece.error is not None:
-        raise ServerFault("server_error", f"{server} says: {piece.error}", may_retry=True)
+        said = client.shown(piece.error)
+        raise ServerFault("server_error", f"{client.name} says: {said}", may_retry=True)
     if piece.finish == "abort":
-        raise ServerFault("aborted", f"{server} gave a request up.", may_retry=True)
+        raise ServerFault("aborted", f"{client.name} gave a request up.", may_retry=True)

@@ -90,10 +90,16 @@ class EndpointConfig:
                 hint="--set engine.endpoint.urls=http://HOST:8000",
             )
         _check_urls(self.urls)
-        if self.concurrency < 1 or self.retries < 0 or self.backoff_s <= 0 or self.probe_s < 0:
+        above_zero = (self.backoff_s, self.connect_timeout_s, self.idle_timeout_s)
+        if (
+            min(*above_zero, self.total_timeout_s) <= 0
+            or self.concurrency < 1
+            or min(self.retries, self.probe_s, self.dead_timeout_s, self.start_timeout_s) < 0
+        ):
             raise InputError(
                 "engine.endpoint: a value is too small.",
-                hint="concurrency at least 1, retries and probe_s 0 or more, backoff_s above 0",
+                hint="concurrency at least 1; backoff_s, connect_, idle_ and total_timeout_s above "
+                "0; retries, probe_s, dead_ and start_timeout_s 0 or more",
             )
 
 
