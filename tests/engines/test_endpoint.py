@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from fault_server import (
     EOS,
     Call,
@@ -22,7 +23,6 @@ from fault_server import (
     run,
     settings,
 )
-
 from paceline.engines.endpoint import EndpointConfig
 from paceline.errors import EngineError, InputError
 
@@ -286,9 +286,11 @@ def test_a_key_that_is_not_in_the_environment_is_asked_for() -> None:
 def test_certificates_are_checked_unless_told_otherwise(tmp_path: Path) -> None:
     certificate, key = tmp_path / "c.pem", tmp_path / "k.pem"
     subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"]
-        + ["-keyout", str(key), "-out", str(certificate), "-subj", "/CN=localhost"]
-        + ["-addext", "subjectAltName=IP:127.0.0.1"],
+        [
+            *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"),
+            *("-keyout", str(key), "-out", str(certificate), "-subj", "/CN=localhost"),
+            *("-addext", "subjectAltName=IP:127.0.0.1"),
+        ],
         check=True,
         capture_output=True,
     )

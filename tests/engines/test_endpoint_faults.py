@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import pytest
+
 from fault_server import (
     EOS,
     LIMIT,
@@ -19,7 +21,6 @@ from fault_server import (
     settings,
     wait_for,
 )
-
 from paceline.errors import EngineError, InputError
 
 
@@ -199,7 +200,7 @@ def test_one_of_four_servers_that_never_comes_back_leaves_its_work_to_the_others
 def test_a_server_ten_times_slower_gets_a_tenth_and_ends_with_the_others() -> None:
     asked = requests(130)
 
-    def paced(delay_s: float):  # noqa: ANN202 - a behaviour
+    def paced(delay_s: float) -> Callable[[Call], Reply]:
         def behave(call: Call) -> Reply:
             reply = right(call)
             reply.delay_s = 0.0 if call.is_preflight else delay_s
@@ -211,8 +212,8 @@ def test_a_server_ten_times_slower_gets_a_tenth_and_ends_with_the_others() -> No
     with fast, slow:
         result = run(settings(fast, slow, concurrency=8), asked)
     result.require_all(asked)
-    # After a second the slow one has answered 8 and the fast one 80. The fast one needs half a second
-    # for the rest; the slow one would need a whole one for its share of it.
+    # After a second the slow one has answered 8 and the fast one 80. The fast one needs half a
+    # second for the rest; the slow one would need a whole one for its share of it.
     assert result.seconds < 1.85
     assert [state["answered"] for state in result.facts["servers"]] == [122, 8]
 

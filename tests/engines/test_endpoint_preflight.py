@@ -7,6 +7,7 @@ import threading
 from typing import Any
 
 import pytest
+
 from fault_server import (
     EOS,
     Call,
@@ -19,7 +20,6 @@ from fault_server import (
     run,
     settings,
 )
-
 from paceline.errors import EngineError, InputError
 
 METRICS = 'vllm:cache_config_info{block_size="16",enable_prefix_caching="%s"} 1.0\n'
@@ -174,4 +174,3 @@ def test_a_server_that_refuses_everything_tells_why() -> None:
 
     with FaultServer(broken) as server, pytest.raises(EngineError, match="no GPU"):
         run(settings(server), requests(1))
-

@@ -7,6 +7,7 @@
     endpoint_server      one server: a request in, a Completion out
     endpoint_answer      the contract that an answer must hold
     endpoint_dispatch    which server answers which request; retries
+    endpoint_state       requests and servers while they are under way
     endpoint_preflight   what is checked before the clock starts
 
 Prompts are token ids, decoding is greedy, and nothing is lost on the way: a request that failed is
@@ -182,7 +183,8 @@ class EndpointEngine:
             raise EngineError(f"The preflight failed. {shown}.", hint=hint)
 
     def _make_dispatcher(self) -> None:
-        from paceline.engines.endpoint_dispatch import Dispatcher, Policy, Server
+        from paceline.engines.endpoint_dispatch import Dispatcher
+        from paceline.engines.endpoint_state import Policy, Server
 
         config = self._config
         self._states = [
@@ -203,7 +205,7 @@ class EndpointEngine:
         self._dispatcher = Dispatcher(self._states, policy, answered=self._count_answered)
 
     def _add(self, requests: Sequence[Request], sink: Sink) -> None:
-        from paceline.engines.endpoint_dispatch import Job
+        from paceline.engines.endpoint_state import Job
 
         assert self._dispatcher is not None
         self._dispatcher.add([Job(request, sink) for request in requests])

@@ -102,6 +102,7 @@ class _Count:
             self.done(completion)
 
     def failed(self, request_id: int, error: PacelineError) -> None:
+        del request_id
         self.error = error
 
 

@@ -20,7 +20,7 @@ from paceline.engines.endpoint_dialect import (
     ServerKind,
     gather,
 )
-from paceline.engines.endpoint_dispatch import Job
+from paceline.engines.endpoint_state import Job
 from paceline.errors import EngineError
 
 __all__ = ["Identity", "RemoteServer"]
@@ -140,7 +140,7 @@ class RemoteServer:
                     job.sink.first_token(job.request.request_id, first)
             if piece.token_ids and not self.dialect.is_cumulative:
                 made += len(piece.token_ids)
-                job.sink.progress(len(piece.token_ids))
+                job.count(made)
         answer = gather(pieces, is_cumulative=self.dialect.is_cumulative)
         if answer.finish is None:
             raise ServerFault(

@@ -24,7 +24,7 @@ from typing import Any
 from paceline import errors
 from paceline.config import RANDOM_WEIGHTS, RunConfig, Setting
 from paceline.errors import EngineError, InterruptedRun, PacelineError, RunDirError
-from paceline.harness import audit, loadgen, provenance, verdict
+from paceline.harness import audit, loadgen, preflight, provenance, verdict
 from paceline.mlperf import dataset, rules
 from paceline.rundir import RunDir, disk_problem, write_atomically
 
@@ -55,6 +55,8 @@ def run(
     """
     loadgen.wheel().require(config.round)
     dataset_sha256 = _check_dataset(config)
+    RunDir.require_free(out)
+    config, measured = preflight.with_measured_qps(config, settings, observer=observer)
     with RunDir.create(out) as directory:
         if recipe is not None:
             write_atomically(directory.path / "recipe.toml", recipe.read_text())
@@ -69,6 +71,7 @@ def run(
             "code": provenance.code_facts(),
             "host": provenance.host_facts(),
             "tests": {},
+            **measured,
         }
         directory.write_manifest(manifest)
         manifest |= _inputs(config, dataset_sha256, observer=observer)
@@ -148,7 +151,7 @@ def _conclude(
                     {"event": "scoring", "done": done, "total": total}
                 ),
             )
-    judged = verdict.judge(config, results)
+    judged = verdict.judge(config, results) | {"notes": verdict.notes_of(manifest["tests"])}
     directory.write_json("verdict.json", judged)
     manifest |= {"status": "COMPLETE", "ended": _now(), "files": directory.file_hashes()}
     manifest.pop("error", None)
