@@ -23,7 +23,7 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from paceline.engines import EngineContext, Request, Sink, TextCodec
@@ -68,13 +68,14 @@ class EndpointEngine:
         return self._context.streaming if choice == "auto" else choice == "true"
 
     def start(self) -> None:
-        if importlib.util.find_spec("aiohttp") is None:
+        missing = [name for name in ("aiohttp", "orjson") if importlib.util.find_spec(name) is None]
+        if missing:
             raise MissingExtraError(
-                "The endpoint engine needs aiohttp, which is not installed.",
+                f"The endpoint engine needs {' and '.join(missing)}, which is not installed.",
                 hint="pip install 'paceline[endpoint]' -c constraints.txt",
             )
         if self._context.codec is not None:
-            self._codec = self._context.codec()
+            self._codec = _LazyCodec(self._context.codec)
         self._loop = asyncio.new_event_loop()
         self._thread.start()
         self._await(self._start())
@@ -245,6 +246,25 @@ class EndpointEngine:
             "ceiling_samples_per_second": round(answered / cpu_s, 1),
             "num_cores": os.cpu_count(),
         }
+
+
+class _LazyCodec:
+    """The run's tokenizer, read when a server turns out to need it: most do not."""
+
+    def __init__(self, load: Callable[[], TextCodec]) -> None:
+        self._load = load
+        self._loaded: TextCodec | None = None
+
+    def ids_of(self, text: str) -> list[int]:
+        return self._get().ids_of(text)
+
+    def text_of(self, token_ids: Sequence[int]) -> str:
+        return self._get().text_of(token_ids)
+
+    def _get(self) -> TextCodec:
+        if self._loaded is None:
+            self._loaded = self._load()
+        return self._loaded
 
 
 def _notes(facts: dict[str, Any]) -> list[str]:

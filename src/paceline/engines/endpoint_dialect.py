@@ -22,6 +22,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from paceline.engines import TokenIds
+
 __all__ = [
     "DIALECTS",
     "SERVERS",
@@ -39,7 +41,7 @@ class Ask:
     """One request, free of any dialect. `prompt` holds ids, or text where only text is taken."""
 
     model: str
-    prompt: list[int] | str
+    prompt: TokenIds | list[int] | str
     max_new_tokens: int
     min_new_tokens: int
     stream: bool = False

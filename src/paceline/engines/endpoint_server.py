@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from paceline.engines import Completion, EngineContext, TextCodec
+import numpy as np
+
+from paceline.engines import Completion, EngineContext, TextCodec, TokenIds
 from paceline.engines.endpoint_answer import Reader
-from paceline.engines.endpoint_client import Client, ServerFault
+from paceline.engines.endpoint_client import Client, ServerFault, encode
 from paceline.engines.endpoint_dialect import (
     DIALECTS,
     SERVERS,
@@ -91,7 +91,7 @@ class RemoteServer:
         request = job.request
         ask = Ask(
             model=self.identity.model,
-            prompt=self._prompt(request.token_ids.tolist(), self._codec),
+            prompt=self._prompt(np.ascontiguousarray(request.token_ids), self._codec),
             max_new_tokens=request.max_new_tokens,
             min_new_tokens=request.min_new_tokens,
             stream=self._streaming,
@@ -106,7 +106,7 @@ class RemoteServer:
     async def try_prompt(
         self,
         name: str,
-        prompt: Sequence[int],
+        prompt: list[int],
         *,
         max_new_tokens: int,
         force_token: int | None = None,
@@ -116,7 +116,7 @@ class RemoteServer:
         dialect = DIALECTS[name]
         ask = Ask(
             model=self.identity.model,
-            prompt=self._prompt(list(prompt), None if dialect.takes_ids else codec),
+            prompt=self._prompt(prompt, None if dialect.takes_ids else codec),
             max_new_tokens=max_new_tokens,
             min_new_tokens=1,
             force_token=force_token,
@@ -162,15 +162,19 @@ class RemoteServer:
             f"({first}, before {job.first}): it is not deterministic."
         )
 
-    def _prompt(self, token_ids: list[int], codec: TextCodec | None) -> list[int] | str:
+    def _prompt(
+        self, token_ids: TokenIds | list[int], codec: TextCodec | None
+    ) -> TokenIds | list[int] | str:
         takes_text = self._dialect is None or not self._dialect.takes_ids
-        return codec.text_of(token_ids) if codec is not None and takes_text else token_ids
+        if codec is not None and takes_text:
+            return codec.text_of([int(token) for token in token_ids])
+        return token_ids
 
     def _encode(self, dialect: Dialect, ask: Ask) -> bytes:
         body: dict[str, Any] = dialect.body(ask)
         if dialect.path == "/v1/completions":
             body |= self.identity.rules.extra
-        return json.dumps(body, separators=(",", ":")).encode()
+        return encode(body)
 
 
 def _raise_error(client: Client, piece: Piece) -> None:
