@@ -1,4 +1,4 @@
-"""Whole runs over an endpoint: the command line, the real LoadGen, real HTTP, a server that fails."""
+"""Whole runs over an endpoint: the command line, real LoadGen, real HTTP, servers that fail."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fault_server import EOS, Call, FaultServer, Reply, answer_ids, completion, right
 from support import Outcome, Paceline
 
+from fault_server import EOS, Call, FaultServer, Reply, answer_ids, completion, right
 from paceline import config
 from paceline.errors import InputError
 from paceline.submission import matching, measurements

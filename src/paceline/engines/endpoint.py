@@ -27,6 +27,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from paceline.engines import EngineContext, Request, Sink, TextCodec
+from paceline.engines.endpoint_dialect import SERVERS
 from paceline.engines.endpoint_settings import EndpointConfig
 from paceline.errors import EngineError, MissingExtraError
 
@@ -40,6 +41,8 @@ log = logging.getLogger(__name__)
 
 _Result = TypeVar("_Result")
 _BUSY = 0.8
+# One is answered, one waits at the server, so that it never waits for us.
+_NEXT_OF_SERIAL = 2
 
 
 class EndpointEngine:
@@ -191,8 +194,8 @@ class EndpointEngine:
         self._states = [
             Server(
                 name=server.client.name,
-                limit=config.concurrency,
-                ceiling=config.concurrency,
+                limit=self._limit_of(server),
+                ceiling=self._limit_of(server),
                 ask=server.ask,
                 is_back=server.is_back,
             )
@@ -204,6 +207,12 @@ class EndpointEngine:
             dead_timeout_s=config.dead_timeout_s,
         )
         self._dispatcher = Dispatcher(self._states, policy, answered=self._count_answered)
+
+    def _limit_of(self, server: RemoteServer) -> int:
+        """Requests in flight: what is asked for, but of a serial server only what is next."""
+        if server.identity.rules.is_serial:
+            return min(self._config.concurrency, 1 if self._streaming else _NEXT_OF_SERIAL)
+        return self._config.concurrency
 
     def _add(self, requests: Sequence[Request], sink: Sink) -> None:
         from paceline.engines.endpoint_state import Job
@@ -282,6 +291,8 @@ def _notes(facts: dict[str, Any]) -> list[str]:
         kinds = ", ".join(f"{count} {kind}" for kind, count in facts["retries"].items())
         notes.append(f"Requests sent again: {sum(facts['retries'].values())} ({kinds}).")
     for server in facts["servers"]:
+        if SERVERS[server["kind"]].is_serial:
+            notes.append(f"{server['url']} answers one request at a time.")
         if server["times_aside"]:
             state = "came back" if server["is_up"] else "did not come back"
             notes.append(

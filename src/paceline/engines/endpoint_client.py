@@ -26,6 +26,9 @@ from paceline.errors import InputError
 __all__ = ["Client", "Connection", "ServerFault", "encode", "open_connection"]
 
 _TEXT_SHOWN = 300
+# uvicorn, under most of these servers, closes a connection that was idle for five seconds; one
+# that is closed while a request is on its way there looks like a reset.
+_KEEP_ALIVE_S = 3.0
 _RETRY_STATUS = frozenset({408, 425, 429})
 
 
@@ -103,7 +106,7 @@ def open_connection(settings: Connection) -> tuple[aiohttp.ClientSession, _Secre
         headers["Authorization"] = f"Bearer {secret.value}"
     session = aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(
-            limit=0, ssl=_tls(settings), keepalive_timeout=60, ttl_dns_cache=300
+            limit=0, ssl=_tls(settings), keepalive_timeout=_KEEP_ALIVE_S, ttl_dns_cache=300
         ),
         timeout=aiohttp.ClientTimeout(
             total=settings.total_timeout_s,

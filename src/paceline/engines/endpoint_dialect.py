@@ -90,12 +90,14 @@ class ServerKind:
     """A kind of server: its mark in /v1/models, dialects by preference, where its version is.
 
     `extra` goes into every request: what makes greedy decoding certain, or turns a cache off.
+    `is_serial`: it answers one request at a time, and breaks off a stream when another one comes.
     """
 
     owned_by: str
     dialects: tuple[str, ...]
     version_paths: tuple[str, ...] = ("/version",)
     extra: dict[str, Any] = field(default_factory=dict)
+    is_serial: bool = False
 
 
 def _completions(ask: Ask) -> dict[str, Any]:
@@ -289,6 +291,7 @@ SERVERS: dict[str, ServerKind] = {
         dialects=("text-only",),
         version_paths=(),
         extra={"repeat_penalty": 1.0, "min_p": 0.0},
+        is_serial=True,
     ),
     "openai": ServerKind(owned_by="", dialects=("token-ids", *_TEXT)),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +25,8 @@ from paceline.engines.endpoint_state import Job
 from paceline.errors import EngineError
 
 __all__ = ["Identity", "RemoteServer"]
+
+_TRIES, _TRY_AGAIN_S = 3, 0.5
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -112,7 +115,7 @@ class RemoteServer:
         force_token: int | None = None,
         codec: TextCodec | None = None,
     ) -> Piece:
-        """One prompt in a dialect that is still on trial. Raises ServerFault."""
+        """One prompt in a dialect that is still on trial, tried thrice. Raises ServerFault."""
         dialect = DIALECTS[name]
         ask = Ask(
             model=self.identity.model,
@@ -121,8 +124,16 @@ class RemoteServer:
             min_new_tokens=1,
             force_token=force_token,
         )
-        answer = dialect.read(await self.client.post(dialect.path, self._encode(dialect, ask)))
-        _raise_error(self.client, answer)
+        body = self._encode(dialect, ask)
+        for left in reversed(range(_TRIES)):
+            try:
+                answer = dialect.read(await self.client.post(dialect.path, body))
+                _raise_error(self.client, answer)
+                break
+            except ServerFault as fault:
+                if not fault.may_retry or not left:
+                    raise
+                await asyncio.sleep(_TRY_AGAIN_S)
         return answer
 
     async def _follow(self, job: Job, body: bytes, reader: Reader) -> Piece:

@@ -104,8 +104,8 @@ def _probe(
     *,
     seconds: float,
 ) -> ProbeResult:
-    own = config.engine_config
-    in_flight = getattr(own, "concurrency", _IN_FLIGHT) * len(getattr(own, "urls", ("",)))
+    servers = engine.describe().get("servers", ())
+    in_flight = sum(server["concurrency"] for server in servers) or _IN_FLIGHT
     bounds = rules.benchmark(config.benchmark).accuracy["tokens_per_sample"]
     middle = (bounds.low + bounds.high) / 2 if bounds.high else bounds.low
     return probe(engine, requests, seconds=seconds, in_flight=in_flight, tokens_per_sample=middle)
