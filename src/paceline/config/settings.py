@@ -178,6 +178,8 @@ def _checked(name: str, value: Any, keys: Mapping[str, Key], *, where: str) -> A
         return value
     if key.kind is tuple:
         value = _as_list(value)
+    if key.kind is str and isinstance(value, bool):
+        value = str(value).lower()  # a text whose choices are auto, true and false
     fits = isinstance(value, key.kind) or (key.kind is float and isinstance(value, int))
     if not fits or (isinstance(value, bool) and key.kind is not bool):
         raise RecipeError(
