@@ -7,6 +7,7 @@
       performance/             LoadGen's logs of the performance test, user.conf
       accuracy/                LoadGen's logs of the accuracy test, user.conf, accuracy.txt,
                                scores.parquet, journal.jsonl
+      find_qps/                the search for a rate: probes.txt, probes.json, logs of every probe
       log/<test>.log           what the test's process wrote to its terminal
 
 Files are written whole under another name and renamed, so a reader never sees half of one and a

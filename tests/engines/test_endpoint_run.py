@@ -72,6 +72,19 @@ def require_no_key(server: FaultServer, folder: Path, outcome: Outcome) -> None:
     assert "s3cret" not in outcome.out + outcome.err
 
 
+def test_a_run_of_the_network_division_names_the_servers_to_loadgen(
+    paceline: Paceline, tmp_path: Path
+) -> None:
+    with FaultServer(right) as server:
+        more = ("--set", "run.network=true", "--set", "loadgen.min_query_count=16")
+        outcome = over(paceline, server, *more)
+    assert outcome.code == 0, outcome
+    log = (tmp_path / "run" / "performance" / "mlperf_log_detail.txt").read_text()
+    (name,) = [line for line in log.splitlines() if '"sut_name"' in line]
+    assert "Network SUT" in name
+    assert server.url.removeprefix("http://") in name
+
+
 def test_a_request_that_fails_for_good_ends_the_run_by_its_sample(
     paceline: Paceline, tmp_path: Path
 ) -> None:
@@ -244,14 +257,14 @@ def test_the_ids_of_a_run_are_those_of_the_server(paceline: Paceline, tmp_path: 
     """Accuracy logs hold exactly what came over HTTP."""
 
     def known(call: Call) -> Reply:
-        return Reply(completion([*answer_ids(call.prompt, 50)[:5], EOS]))
+        return Reply(completion([*answer_ids(call.prompt, 50)[:3], EOS]))
 
     with FaultServer(known) as server:
         over(paceline, server, "--mode", "accuracy", "--set", "run.num_samples=4")
     log = json.loads((tmp_path / "run" / "accuracy" / "mlperf_log_accuracy.json").read_text())
     got = {bytes.fromhex(entry["data"]) for entry in log}
     want = {
-        b"".join(t.to_bytes(4, "little") for t in [*answer_ids(call.prompt, 50)[:5], EOS])
+        b"".join(t.to_bytes(4, "little") for t in [*answer_ids(call.prompt, 50)[:3], EOS])
         for call in server.asked
     }
     assert got == want

@@ -74,7 +74,9 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on standard
 BenchmarkOption = Annotated[
     str | None, typer.Option(help="Benchmark, as llama2-70b-99.9 (run.benchmark).")
 ]
-ScenarioOption = Annotated[str | None, typer.Option(help="Offline (run.scenario).")]
+ScenarioOption = Annotated[
+    str | None, typer.Option(help="Offline, Server or Interactive (run.scenario).")
+]
 RoundOption = Annotated[
     str | None, typer.Option("--round", help="MLPerf round, as v6.1 (run.round).")
 ]
@@ -130,6 +132,12 @@ def run(
     model: ModelOption = None,
     data: DataOption = None,
     trust_pickle: TrustOption = False,
+    find_qps: Annotated[
+        bool,
+        typer.Option(
+            "--find-qps", help="Search the highest rate that stays VALID, then run at it."
+        ),
+    ] = False,
     overrides: SetOption = None,
     resume: Annotated[
         Path | None, typer.Option(help="Finish the run in this directory.", metavar="DIR")
@@ -146,6 +154,7 @@ def run(
         "model.path": model,
         "data.path": data,
         "data.trust_pickle": trust_pickle or None,
+        "run.find_qps": find_qps or None,
     }
     if resume is not None:
         _verbs().resume(resume, recipe, out, flags=flags, overrides=overrides, as_json=as_json)

@@ -5,25 +5,27 @@
 
     settings.py   keys, their types and defaults; reading recipes and overrides
     resolve.py    RunConfig, and how "auto" becomes a value
+    scenario.py   what the scenario decides: LoadGen's settings, the search for a rate
 
 All validation that needs no device happens here, before torch or LoadGen is imported.
 """
 
 from paceline.config.resolve import (
     RANDOM_WEIGHTS,
-    LoadGenSettings,
     RunConfig,
     demo_dataset,
     effective_values,
     embedded_model,
     resolve,
 )
+from paceline.config.scenario import FindQps, LoadGenSettings
 from paceline.config.settings import AUTO, MODES, Key, Setting, known_keys, read_settings
 
 __all__ = [
     "AUTO",
     "MODES",
     "RANDOM_WEIGHTS",
+    "FindQps",
     "Key",
     "LoadGenSettings",
     "RunConfig",

@@ -24,7 +24,7 @@ import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -33,9 +33,11 @@ from paceline.errors import InputError, PacelineError
 
 __all__ = [
     "ENGINES",
+    "NETWORK_ENGINES",
     "Completion",
     "Engine",
     "EngineContext",
+    "NetworkEngine",
     "Request",
     "Sink",
     "TextCodec",
@@ -118,6 +120,17 @@ class TextCodec(Protocol):
     def text_of(self, token_ids: Sequence[int]) -> str: ...
 
 
+@runtime_checkable
+class NetworkEngine(Protocol):
+    """An engine that reaches its model over a network."""
+
+    def server_names(self) -> Sequence[str]:
+        """Each node's own name, asked of the node now: one round trip to every one of them.
+
+        Raises EngineError when a node does not answer.
+        """
+
+
 def _ignore(what: str, fraction: float | None) -> None:
     del what, fraction
 
@@ -150,6 +163,10 @@ ENGINES: dict[str, tuple[str, str, str]] = {
     "native": ("paceline.engines.native", "NativeEngine", "NativeConfig"),
     "reference": ("paceline.engines.reference", "ReferenceEngine", "ReferenceConfig"),
 }
+
+# Engines whose model runs on other hosts: what a run of the network division may use. Such an
+# engine is a NetworkEngine.
+NETWORK_ENGINES = frozenset({"endpoint"})
 
 
 def _entry(name: str) -> tuple[str, str, str]:

@@ -133,6 +133,10 @@ class EndpointEngine:
         }
         return facts | {"notes": _notes(facts)}
 
+    def server_names(self) -> list[str]:
+        """What each server says it is, asked now. Raises EngineError when one does not answer."""
+        return self._await(self._ask_names())
+
     def _run_loop(self) -> None:
         assert self._loop is not None
         self._loop.run_forever()
@@ -175,6 +179,26 @@ class EndpointEngine:
         server.settle(dialect, self._codec, counts=self._counts, streaming=self._streaming)
         self._checks += [check.as_json() for check in checks]
         return server
+
+    async def _ask_names(self) -> list[str]:
+        from paceline.engines import endpoint_preflight
+
+        config = self._config
+        found = await asyncio.gather(
+            *(
+                endpoint_preflight.identify(
+                    server.client,
+                    model=config.model,
+                    server=config.server,
+                    timeout_s=config.start_timeout_s,
+                )
+                for server in self._servers
+            )
+        )
+        return [
+            f"{server.client.name} ({' '.join(filter(None, (identity.kind, identity.version)))})"
+            for server, (identity, _) in zip(self._servers, found, strict=True)
+        ]
 
     def _report_failed_checks(self) -> None:
         failed = [check for check in self._checks if check["passed"] is False]

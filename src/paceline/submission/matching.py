@@ -129,6 +129,16 @@ def require_measured(result: Result, *, division: str) -> None:
     if division == "open":
         return
     where = f"{result.benchmark} {result.scenario}"
+    for test in result.tests:
+        if bool(test.config.get("network")) != (division == "network"):
+            which = "no run" if division == "network" else "a run"
+            raise RunDirError(
+                f"{test.run_dir} is {which} of the network division, and the submission is of "
+                f"{division}.",
+                hint="run it again with --set run.network=true"
+                if division == "network"
+                else "--division network",
+            )
     word = result.performance.verdict["result"]
     if word != "VALID":
         raise RunDirError(
