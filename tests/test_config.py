@@ -81,6 +81,16 @@ def test_a_value_that_cannot_run_is_refused_with_the_way_out(override: str) -> N
     assert caught.value.hint
 
 
+def test_a_text_of_true_or_false_may_be_written_as_toml_has_them(tmp_path: Path) -> None:
+    recipe = tmp_path / "r.toml"
+    recipe.write_text("[engine.endpoint]\nstream = true\n")
+    assert config.read_settings(recipe)["engine.endpoint.stream"].value == "true"
+    override = config.read_settings(
+        None, ["engine.endpoint.stream=false"], flags={"engine.name": "endpoint"}
+    )
+    assert override["engine.endpoint.stream"].value == "false"
+
+
 SERVER = ("run.scenario=Server", "engine.name=fake")
 
 

@@ -21,7 +21,7 @@ from typing import Annotated, Any
 import typer
 
 import paceline
-from paceline.cli import flags_check, flags_publish, flags_submit
+from paceline.cli import flags_check, flags_endpoint, flags_publish, flags_submit
 from paceline.errors import PacelineError
 
 __all__ = [
@@ -59,8 +59,10 @@ app.add_typer(bench_app, name="bench")
 app.command("system")(flags_submit.system)
 app.command("submit")(flags_submit.submit)
 app.command("check")(flags_check.check)
+app.command("preflight")(flags_endpoint.preflight)
 flags_publish.add_verbs(app)
 bench_app.command("check")(flags_check.bench_check)
+bench_app.command("endpoint")(flags_endpoint.bench_endpoint)
 
 RecipeArgument = Annotated[
     Path | None, typer.Argument(help="A TOML recipe; none: the demo on the embedded model.")

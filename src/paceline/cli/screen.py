@@ -181,6 +181,7 @@ def verdict_text(verdict: Mapping[str, Any], run_dir: str) -> str:
         for finding in verdict["findings"]
         if not finding["passed"]
     ]
+    lines += [f"  note: {note}" for note in verdict.get("notes", ())]
     lines.append(f"  verdict      {verdict['verdict']}")
     if verdict["shortfalls"]:
         lines.append(f"  THIS RUN IS NOT A SUBMISSION: {'; '.join(verdict['shortfalls'])}.")

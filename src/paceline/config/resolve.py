@@ -37,6 +37,8 @@ __all__ = [
 
 # "random:llama2-70b": weights drawn on the device, to know a speed before downloading a model.
 RANDOM_WEIGHTS = "random:"
+# Their model is loaded elsewhere.
+_REMOTE_ENGINES = frozenset({"endpoint"})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -107,6 +109,7 @@ def resolve(settings: Mapping[str, Setting], wheel_round: str | None) -> RunConf
                 hint=f"a number from 1 to {benchmark.num_samples}",
             )
     loadgen = resolve_loadgen(value, benchmark, num_samples)
+    tokenizer = _resolve_tokenizer(value["data.tokenizer"], engine, benchmark, model=model)
     return RunConfig(
         benchmark=benchmark.name,
         scenario=value["run.scenario"],
@@ -116,9 +119,7 @@ def resolve(settings: Mapping[str, Setting], wheel_round: str | None) -> RunConf
         stall_timeout_s=float(value["run.stall_timeout_s"]),
         data_path=_resolve_data(value["data.path"], benchmark),
         trust_pickle=value["data.trust_pickle"],
-        tokenizer_path=model
-        if value["data.tokenizer"] == AUTO
-        else Path(value["data.tokenizer"]).expanduser().resolve(),
+        tokenizer_path=tokenizer,
         model_path=model,
         loadgen=loadgen,
         engine=engine,
@@ -213,6 +214,8 @@ def _resolve_model(asked: str, engine: str, benchmark: rules.Benchmark) -> Path 
                 f"There is no model at {path}.", hint="--model PATH to a checkpoint that is there"
             )
         return path.resolve()
+    if engine in _REMOTE_ENGINES:
+        return None
     if not benchmark.is_mlperf:
         return embedded_model()
     if engine == "fake":
@@ -220,6 +223,22 @@ def _resolve_model(asked: str, engine: str, benchmark: rules.Benchmark) -> Path 
     raise InputError(
         f"{benchmark.name} needs the Llama-2-70B-chat checkpoint.",
         hint="--model PATH to its Hugging Face directory",
+    )
+
+
+def _resolve_tokenizer(
+    asked: str, engine: str, benchmark: rules.Benchmark, *, model: Path | None
+) -> Path | None:
+    """The tokenizer of the scores; a server's tokenizer cannot be had, so it is asked for."""
+    if asked != AUTO:
+        return Path(asked).expanduser().resolve()
+    if model is not None or engine not in _REMOTE_ENGINES:
+        return model
+    if not benchmark.is_mlperf:
+        return embedded_model()
+    raise InputError(
+        f"{benchmark.name} over an endpoint needs the model's tokenizer here, for the scores.",
+        hint="--set data.tokenizer=PATH to the checkpoint's folder or its tokenizer.json",
     )
 
 

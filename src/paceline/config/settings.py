@@ -28,6 +28,14 @@ __all__ = ["AUTO", "MODES", "Key", "Setting", "known_keys", "read_settings"]
 MODES = ("performance", "accuracy", "compliance", "all", "submission")
 AUTO = "auto"
 
+_KIND_NAMES = {
+    str: "a text",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    tuple: "a list of texts (or texts separated by commas)",
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Key:
@@ -179,14 +187,26 @@ def _checked(name: str, value: Any, keys: Mapping[str, Key], *, where: str) -> A
         )
     if key.auto and value == AUTO:
         return value
+    if key.kind is tuple:
+        value = _as_list(value)
+    if key.kind is str and isinstance(value, bool):
+        value = str(value).lower()  # a text whose choices are auto, true and false
     fits = isinstance(value, key.kind) or (key.kind is float and isinstance(value, int))
     if not fits or (isinstance(value, bool) and key.kind is not bool):
-        wanted = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
         raise RecipeError(
-            f"{where}: {name} is {value!r}, but must be {wanted[key.kind]}"
+            f"{where}: {name} is {value!r}, but must be {_KIND_NAMES[key.kind]}"
             f"{' or auto' if key.auto else ''}."
         )
     return float(value) if key.kind is float else value
+
+
+def _as_list(value: Any) -> Any:
+    """Texts in a TOML list, or separated by commas; anything else is left to be refused."""
+    if isinstance(value, str):
+        return tuple(part.strip() for part in value.split(",") if part.strip())
+    if isinstance(value, list) and all(isinstance(part, str) for part in value):
+        return tuple(value)
+    return value
 
 
 def _refuse_unused(explicit: Sequence[tuple[str, str]], engine: str) -> None:

@@ -40,6 +40,7 @@ __all__ = [
     "NetworkEngine",
     "Request",
     "Sink",
+    "TextCodec",
     "TokenIds",
     "config_class",
     "load",
@@ -108,6 +109,17 @@ class Engine(Protocol):
         """What made the tokens, for the manifest: device, precision, versions, counts."""
 
 
+class TextCodec(Protocol):
+    """Text and token ids of the run's tokenizer, for an engine that can only be talked to in text.
+
+    Special tokens keep their text in both directions.
+    """
+
+    def ids_of(self, text: str) -> list[int]: ...
+
+    def text_of(self, token_ids: Sequence[int]) -> str: ...
+
+
 @runtime_checkable
 class NetworkEngine(Protocol):
     """An engine that reaches its model over a network."""
@@ -129,6 +141,9 @@ class EngineContext:
 
     `model` is a checkpoint directory or file, None when the engine needs none. `report` takes
     what the engine is doing while it starts and how far it is (0 to 1, None when unknown).
+    `streaming` says that the first token of each request is wanted the moment it exists.
+    `longest_prompt_len` is 0 when unknown. `codec` loads the run's tokenizer, None when the run
+    has none.
     """
 
     model: Path | None
@@ -137,9 +152,13 @@ class EngineContext:
     max_new_tokens: int
     log_dir: Path
     report: Callable[[str, float | None], None] = _ignore
+    streaming: bool = False
+    longest_prompt_len: int = 0
+    codec: Callable[[], TextCodec] | None = None
 
 
 ENGINES: dict[str, tuple[str, str, str]] = {
+    "endpoint": ("paceline.engines.endpoint", "EndpointEngine", "EndpointConfig"),
     "fake": ("paceline.engines.fake", "FakeEngine", "FakeConfig"),
     "native": ("paceline.engines.native", "NativeEngine", "NativeConfig"),
     "reference": ("paceline.engines.reference", "ReferenceEngine", "ReferenceConfig"),

@@ -1,6 +1,7 @@
 """Drives LoadGen against an engine and judges what comes back.
 
 run.py         a whole run: directory, tests, verdict
+preflight.py   the engine checked and measured before a run
 process.py     the child process of a test, as its parent sees it
 child.py       the process of one LoadGen test
 loadgen.py     the only door to LoadGen

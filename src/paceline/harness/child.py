@@ -28,6 +28,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ from paceline.harness.offline import OfflineSut
 from paceline.harness.server import ServerSut
 from paceline.harness.sut import EngineSut, Limits
 from paceline.mlperf import dataset, rules
+from paceline.mlperf.tokenizer import load_tokenizer
 from paceline.rundir import Journal, RunDir, disk_problem
 
 __all__ = ["Child", "main"]
@@ -110,7 +112,7 @@ class Child:
         """Search with one engine, loaded once, and one LoadGen, its settings read once."""
         assert self._config.find_qps is not None
         session = loadgen.Session(self._config, self._folder, self._mode)
-        limits = self._start_engine()
+        limits = self._start_engine(prompts)
 
         def test(number: int, load: loadgen.Load) -> probes.Outcome:
             self.send(event="probing", number=number, target_qps=load.target_qps)
@@ -158,14 +160,14 @@ class Child:
         return [loaded.prompts[row] for row in rows]
 
     def _make_sut(self, prompts: list[engines.TokenIds]) -> EngineSut:
-        limits = self._start_engine()
+        limits = self._start_engine(prompts)
         sut = self._new_sut(prompts, limits, is_offline=self._config.scenario == "Offline")
         if self._mode == "accuracy":
             self._journal = Journal(self._folder / "journal.jsonl")
             sut.keep_order(self._journal, self._journal.read())
         return self._begin(sut)
 
-    def _start_engine(self) -> Limits:
+    def _start_engine(self, prompts: list[engines.TokenIds]) -> Limits:
         """Load the model; returns the benchmark's limits of an answer."""
         config, benchmark = self._config, rules.benchmark(self._config.benchmark)
         context = engines.EngineContext(
@@ -175,6 +177,9 @@ class Child:
             max_new_tokens=benchmark.max_new_tokens,
             log_dir=self._run.path / "log",
             report=lambda what, fraction: self.send(event="loading", what=what, fraction=fraction),
+            streaming=config.scenario != "Offline",
+            longest_prompt_len=max(len(prompt) for prompt in prompts),
+            codec=self._codec(),
         )
         self._engine = engines.load(config.engine)(config.engine_config, context)
         self._engine.start()
@@ -206,6 +211,10 @@ class Child:
         self._sut = sut
         self.send(event="started")
         return sut
+
+    def _codec(self) -> Callable[[], engines.TextCodec] | None:
+        path = self._config.tokenizer_path
+        return None if path is None else lambda: load_tokenizer(path)
 
     def _network_name(self) -> str:
         """What LoadGen calls a SUT on other hosts: asked of every one of them, now."""

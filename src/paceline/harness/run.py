@@ -19,7 +19,7 @@ from typing import Any
 
 from paceline.config import RANDOM_WEIGHTS, RunConfig, Setting
 from paceline.errors import InterruptedRun, PacelineError, RunDirError
-from paceline.harness import audit, final_rate, loadgen, process, provenance, verdict
+from paceline.harness import audit, final_rate, loadgen, preflight, process, provenance, verdict
 from paceline.harness.process import Observer
 from paceline.mlperf import dataset, rules
 from paceline.rundir import RunDir, write_atomically
@@ -46,6 +46,8 @@ def run(
     """
     loadgen.wheel().require(config.round)
     dataset_sha256 = _check_dataset(config)
+    RunDir.require_free(out)
+    config, measured = preflight.with_measured_qps(config, settings, observer=observer)
     with RunDir.create(out) as directory:
         if recipe is not None:
             write_atomically(directory.path / "recipe.toml", recipe.read_text())
@@ -60,6 +62,7 @@ def run(
             "code": provenance.code_facts(),
             "host": provenance.host_facts(),
             "tests": {},
+            **measured,
         }
         directory.write_manifest(manifest)
         manifest |= _inputs(config, dataset_sha256, observer=observer)
@@ -156,7 +159,7 @@ def _conclude(
                     {"event": "scoring", "done": done, "total": total}
                 ),
             )
-    judged = verdict.judge(config, results)
+    judged = verdict.judge(config, results) | {"notes": verdict.notes_of(manifest["tests"])}
     if config.find_qps is not None:
         judged["find_qps"] = manifest["find_qps"]
     directory.write_json("verdict.json", judged)

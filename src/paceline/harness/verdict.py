@@ -25,7 +25,14 @@ from paceline.mlperf.scoring import Score, accuracy_text, score_accuracy
 from paceline.mlperf.tokenizer import load_tokenizer
 from paceline.rundir import RunDir, file_sha256, write_atomically
 
-__all__ = ["judge", "judge_accuracy", "judge_compliance", "judge_performance", "tests_of"]
+__all__ = [
+    "judge",
+    "judge_accuracy",
+    "judge_compliance",
+    "judge_performance",
+    "notes_of",
+    "tests_of",
+]
 
 Progress = Callable[[int, int], None]
 
@@ -81,6 +88,15 @@ def judge(config: RunConfig, results: Mapping[str, Mapping[str, Any]]) -> dict[s
         "shortfalls": list(config.shortfalls),
         "findings": findings,
     }
+
+
+def notes_of(tests: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What the engines say that a reader should know: retries, what is not exact, limits."""
+    return [
+        f"{name}: {note}"
+        for name, test in tests.items()
+        for note in test.get("engine", {}).get("notes", ())
+    ]
 
 
 def judge_accuracy(
