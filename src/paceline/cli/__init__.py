@@ -21,7 +21,7 @@ from typing import Annotated, Any
 import typer
 
 import paceline
-from paceline.cli import flags_check, flags_submit
+from paceline.cli import flags_check, flags_serve, flags_submit
 from paceline.errors import PacelineError
 
 __all__ = [
@@ -59,6 +59,7 @@ app.add_typer(bench_app, name="bench")
 app.command("system")(flags_submit.system)
 app.command("submit")(flags_submit.submit)
 app.command("check")(flags_check.check)
+app.command("serve")(flags_serve.serve)
 bench_app.command("check")(flags_check.bench_check)
 
 RecipeArgument = Annotated[

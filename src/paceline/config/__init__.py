@@ -5,6 +5,7 @@
 
     settings.py   keys, their types and defaults; reading recipes and overrides
     resolve.py    RunConfig, and how "auto" becomes a value
+    serving.py    the same for a server: an engine and its model alone
 
 All validation that needs no device happens here, before torch or LoadGen is imported.
 """
@@ -18,12 +19,14 @@ from paceline.config.resolve import (
     embedded_model,
     resolve,
 )
+from paceline.config.serving import EngineChoice, resolve_engine
 from paceline.config.settings import AUTO, MODES, Key, Setting, known_keys, read_settings
 
 __all__ = [
     "AUTO",
     "MODES",
     "RANDOM_WEIGHTS",
+    "EngineChoice",
     "Key",
     "LoadGenSettings",
     "RunConfig",
@@ -34,4 +37,5 @@ __all__ = [
     "known_keys",
     "read_settings",
     "resolve",
+    "resolve_engine",
 ]
