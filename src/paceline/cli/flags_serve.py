@@ -38,6 +38,10 @@ def serve(
         int, typer.Option(min=0, help="Most prompts that wait; beyond that a request gets a 429.")
     ] = 4096,
     max_body_mib: Annotated[int, typer.Option(min=1, help="Largest body of a request.")] = 64,
+    client_timeout: Annotated[
+        float,
+        typer.Option(min=0.1, help="Seconds a client may take for its body, or take nothing."),
+    ] = 60.0,
     grace: Annotated[
         int, typer.Option(min=0, help="Seconds that answers under way have at the end.")
     ] = 30,
@@ -61,6 +65,7 @@ def serve(
             "max_in_flight": max_in_flight,
             "max_queue": max_queue,
             "max_body_bytes": max_body_mib << 20,
+            "client_timeout_s": client_timeout,
             "grace_s": grace,
         },
     )

@@ -18,7 +18,7 @@ from paceline.serve.detokenize import Detokenizer, StopFinder
 from paceline.serve.dispatch import Dispatcher, Generation
 from paceline.serve.protocol import CompletionRequest
 
-__all__ = ["Answer", "Reply", "event"]
+__all__ = ["Answer", "Reply", "encoded", "event"]
 
 
 def event(value: Any) -> bytes:

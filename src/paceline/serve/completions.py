@@ -2,7 +2,7 @@
 
 limits      a body above `max_body_bytes` is a 413 before it is read to its end; a body that
             comes too slowly a 408; a prompt that cannot fit the context a 400
-clients     one that leaves, or takes nothing of its answer for `write_timeout_s`, gives its
+clients     one that leaves, or takes nothing of its answer for `client_timeout_s`, gives its
             places back at once
 """
 
@@ -45,8 +45,7 @@ class Served:
     vocabulary_size: int
     max_model_len: int
     max_body_bytes: int
-    body_timeout_s: float
-    write_timeout_s: float
+    client_timeout_s: float
     api_key: str | None
 
 
@@ -74,7 +73,7 @@ class Completions:
         self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        client = _Client(send, self._served.write_timeout_s)
+        client = _Client(send, self._served.client_timeout_s)
         try:
             check_key(self._served, scope)
             request = parse_completion(await self._read_body(scope, receive))
@@ -85,6 +84,9 @@ class Completions:
                 await client.send_error(error)
         except _ClientLeft:
             client.status = _CLIENT_LEFT
+        except asyncio.CancelledError:  # the server ends, and this task with it
+            with contextlib.suppress(_ClientLeft):
+                await client.send_error(ApiError(503, "The server is stopping.", code="stopping"))
         self._metrics.http[PATH, client.status] += 1
 
     async def _read_body(self, scope: Scope, receive: Receive) -> bytes:
@@ -100,7 +102,7 @@ class Completions:
             raise too_long
         body = bytearray()
         try:
-            async with asyncio.timeout(self._served.body_timeout_s):
+            async with asyncio.timeout(self._served.client_timeout_s):
                 is_more = True
                 while is_more:
                     message = await receive()
@@ -112,7 +114,7 @@ class Completions:
                         raise too_long
         except TimeoutError:
             raise ApiError(
-                408, f"The body did not come within {self._served.body_timeout_s:.0f} s."
+                408, f"The body did not come within {self._served.client_timeout_s:.0f} s."
             ) from None
         return bytes(body)
 
@@ -241,22 +243,18 @@ class Completions:
     async def _stream(self, answers: Sequence[Answer], reply: Reply, client: _Client) -> None:
         await client.start(200, b"text/event-stream; charset=utf-8")
         open_answers = list(enumerate(answers))
-        try:
-            while open_answers:
-                await client.wait()
-                parts = []
-                for index, answer in open_answers:
-                    self._raise_failure(answer.generation)
-                    text, ids = answer.advance(self._dispatcher)
-                    if ids or text or answer.is_over:
-                        parts.append(reply.part(index, answer, text=text, token_ids=ids))
-                open_answers = [(i, answer) for i, answer in open_answers if not answer.is_over]
-                if parts:
-                    await client.send_body(b"".join(parts), is_more=True)
-            await client.send_body(reply.last(answers), is_more=False)
-        except ApiError as error:  # the status is sent: the error goes where the text would
-            end = event(error.as_json()) + b"data: [DONE]\n\n"
-            await client.send_body(end, is_more=False)
+        while open_answers:
+            await client.wait()
+            parts = []
+            for index, answer in open_answers:
+                self._raise_failure(answer.generation)
+                text, ids = answer.advance(self._dispatcher)
+                if ids or text or answer.is_over:
+                    parts.append(reply.part(index, answer, text=text, token_ids=ids))
+            open_answers = [(i, answer) for i, answer in open_answers if not answer.is_over]
+            if parts:
+                await client.send_body(b"".join(parts), is_more=True)
+        await client.send_body(reply.last(answers), is_more=False)
 
     def _raise_failure(self, generation: Generation) -> None:
         if generation.error is not None:
@@ -272,6 +270,7 @@ class _Client:
         self.changed = asyncio.Event()
         self._send = send
         self._write_timeout_s = write_timeout_s
+        self._has_begun = False
         self._has_left = False
 
     async def watch(self, receive: Receive) -> None:
@@ -292,6 +291,7 @@ class _Client:
         self, status: int, kind: bytes, *, headers: Sequence[tuple[bytes, bytes]] = ()
     ) -> None:
         self.status = status
+        self._has_begun = True
         note = [(b"x-paceline-note", self.note.encode())] if self.note else []
         await self._put(
             {
@@ -312,6 +312,11 @@ class _Client:
         await self.send_body(body, is_more=False)
 
     async def send_error(self, error: ApiError) -> None:
+        """In place of an answer; once one has begun, as its last event."""
+        if self._has_begun:
+            end = event(error.as_json()) + b"data: [DONE]\n\n"
+            await self.send_body(end, is_more=False)
+            return
         headers = []
         if error.retry_after_s is not None:
             headers.append((b"retry-after", str(error.retry_after_s).encode()))

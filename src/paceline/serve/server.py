@@ -53,8 +53,7 @@ class ServeOptions:
     max_in_flight: int = 1024
     max_queue: int = 4096
     max_body_bytes: int = 64 << 20
-    body_timeout_s: float = 60.0
-    write_timeout_s: float = 60.0
+    client_timeout_s: float = 60.0
     grace_s: int = 30
     api_key: str | None = None
 
@@ -211,8 +210,7 @@ def _served(choice: EngineChoice, options: ServeOptions, facts: dict[str, Any]) 
             "max_context_len", benchmark.prompt_limit + benchmark.max_new_tokens
         ),
         max_body_bytes=options.max_body_bytes,
-        body_timeout_s=options.body_timeout_s,
-        write_timeout_s=options.write_timeout_s,
+        client_timeout_s=options.client_timeout_s,
         api_key=options.api_key,
     )
 
