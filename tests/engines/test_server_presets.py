@@ -73,7 +73,7 @@ def test_the_users_flag_wins_in_any_spelling_and_is_told(tmp_path: Path) -> None
         assert gone not in text
     assert overridden == {
         "--max-num-seqs 1024": "--max_num_seqs=512",
-        "--tensor-parallel-size 1": "-tp",
+        "--tensor-parallel-size 1": "-tp 2",
         "--no-enable-prefix-caching": "--enable-prefix-caching",
         "--async-scheduling": "--no-async-scheduling",
     }

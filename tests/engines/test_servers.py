@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from paceline.engines import servers as servers_module
 from paceline.engines.servers import ServerCommand, ServerGroup, free_ports, without_secrets
 from paceline.errors import EngineError
 
@@ -57,7 +58,10 @@ def wait_until(holds: Callable[[], bool], within_s: float = 15.0) -> None:
         time.sleep(0.05)
 
 
-def test_servers_start_together_and_all_are_gone_after_close(tmp_path: Path, pids: Path) -> None:
+def test_servers_start_together_and_all_are_gone_after_close(
+    tmp_path: Path, pids: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(servers_module, "_REPORT_EVERY_S", 0.1)
     said: list[str] = []
     commands = [
         command(pids, f"server-{i}", "--delay", "1", environment={"CUDA_VISIBLE_DEVICES": str(i)})
@@ -88,6 +92,18 @@ def test_a_server_that_dies_at_its_start_is_told_with_its_last_lines(
     assert "out of memory, said the stand-in" in caught.value.message
     assert str(tmp_path / "log" / "dying.log") in str(caught.value)
     assert running(pids) == []
+
+
+def test_a_later_start_adds_to_the_log_and_is_told_by_its_own_lines(
+    tmp_path: Path, pids: Path
+) -> None:
+    log = tmp_path / "log" / "one.log"
+    log.parent.mkdir()
+    log.write_text("an earlier test's last words\n")
+    with pytest.raises(EngineError) as caught:
+        group(tmp_path, command(pids, "one", "--delay", "60", "--die-after", "0")).start()
+    assert "earlier" not in caught.value.message
+    assert log.read_text().startswith("an earlier test's last words\nloading weights")
 
 
 def test_a_program_that_is_not_there_is_told(tmp_path: Path) -> None:
@@ -194,7 +210,7 @@ def test_the_record_holds_versions_and_command_lines_and_no_secret(
     try:
         wait_until(lambda: servers.describe()[0]["version"] is not None)
         one, two = servers.describe()
-        assert (one["version"], two["version"]) == ("7.1", "10")
+        assert (one["version"], two["version"]) == ("7.1", "100")
         assert one["environment"] == {"HF_TOKEN": "***", "MODE": "fast"}
         assert f"--port {one['url'].rpartition(':')[2]}" in one["command"]
         assert "sesame" not in str(servers.describe())

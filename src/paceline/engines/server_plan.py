@@ -71,6 +71,7 @@ class Preset:
     aliases: Mapping[str, str] = field(default_factory=dict)
 
 
+_FLAG = re.compile(r"--?[A-Za-z]")
 # Chosen by paceline, which must know where to find the server.
 _OWN = frozenset({"host", "port"})
 
@@ -85,7 +86,13 @@ def merged(preset: Preset, flags: Sequence[Flag], extra: str) -> tuple[list[str]
         words = shlex.split(extra)
     except ValueError as error:
         raise InputError(f"engine.managed.extra_args cannot be split: {error}.") from error
-    given = {_canonical(word, preset): word for word in words if re.match(r"--?[A-Za-z]", word)}
+    given: dict[str, str] = {}
+    for word in words:
+        if _FLAG.match(word):
+            canonical = _canonical(word, preset)
+            given[canonical] = word
+        elif given:
+            given[canonical] += f" {shlex.quote(word)}"
     for name in _OWN & given.keys():
         raise InputError(
             f"engine.managed.extra_args sets {given[name]}, which paceline chooses itself.",

@@ -39,6 +39,7 @@ _HOST = "127.0.0.1"
 _POLL_S = 0.2
 _HEALTH_TIMEOUT_S = 5.0
 _VERSION_TIMEOUT_S = 120.0
+_REPORT_EVERY_S = 5.0
 _LINES_SHOWN = 20
 _LINE_LEN = 300
 _SECRET = re.compile(r"key|token|secret|passw|credential", re.IGNORECASE)
@@ -103,7 +104,9 @@ class _Server:
         launcher = Path(__file__).with_name("server_launch.py")
         pipe_read, self._pipe = os.pipe()
         try:
-            with log_path.open("wb") as output:
+            # A run's later test starts servers of the same names: their logs follow on.
+            with log_path.open("ab") as output:
+                self._log_start = output.tell()
                 self.process = subprocess.Popen(
                     [
                         *(sys.executable, "-I", "-S", str(launcher), str(pipe_read), str(grace_s)),
@@ -135,7 +138,7 @@ class _Server:
     def last_lines(self, count: int) -> list[str]:
         """The end of the log, without what would garble a terminal."""
         with contextlib.suppress(OSError), self.log_path.open("rb") as file:
-            file.seek(max(0, self.log_path.stat().st_size - 64 * 1024))
+            file.seek(max(self._log_start, self.log_path.stat().st_size - 64 * 1024))
             text = file.read().decode(errors="replace").replace("\r", "\n")
             lines = ["".join(c for c in line if c.isprintable()) for line in text.splitlines()]
             return [line[:_LINE_LEN] for line in lines if line.strip()][-count:]
@@ -168,6 +171,7 @@ class ServerGroup:
         self._servers: list[_Server] = []
         self._versions: dict[str, str] = {}
         self._exits: dict[str, int] = {}
+        self._told = (-1, 0.0)
         self._closing = threading.Event()
         self._watcher: threading.Thread | None = None
 
@@ -244,10 +248,10 @@ class ServerGroup:
             return self._versions.get(shlex.join(command.version_argv))
         if command.version_pattern is not None:
             with contextlib.suppress(OSError):
-                found = re.search(
+                found = re.findall(
                     command.version_pattern, server.log_path.read_text(errors="replace")
                 )
-                return found.group(1) if found else None
+                return str(found[-1]) if found else None
         return None
 
     def _probe_versions(self) -> None:
@@ -297,6 +301,10 @@ class ServerGroup:
         if not waiting:
             return
         num_ready = len(self._servers) - len(waiting)
+        # A log of a batch job stays readable: a line when one is ready, and every few seconds.
+        if num_ready == self._told[0] and waited_s - self._told[1] < _REPORT_EVERY_S:
+            return
+        self._told = (num_ready, waited_s)
         said = waiting[0].last_lines(1)
         tail = f": {said[0][:100]}" if said else ""
         self._report(
