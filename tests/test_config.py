@@ -81,6 +81,63 @@ def test_a_value_that_cannot_run_is_refused_with_the_way_out(override: str) -> N
     assert caught.value.hint
 
 
+def test_a_text_of_true_or_false_may_be_written_as_toml_has_them(tmp_path: Path) -> None:
+    recipe = tmp_path / "r.toml"
+    recipe.write_text("[engine.endpoint]\nstream = true\n")
+    assert config.read_settings(recipe)["engine.endpoint.stream"].value == "true"
+    override = config.read_settings(
+        None, ["engine.endpoint.stream=false"], flags={"engine.name": "endpoint"}
+    )
+    assert override["engine.endpoint.stream"].value == "false"
+
+
+SERVER = ("run.scenario=Server", "engine.name=fake")
+
+
+def test_a_latency_bound_scenario_needs_a_rate_or_a_search() -> None:
+    with pytest.raises(RecipeError, match=r"target_qps is auto.*\n.*--find-qps"):
+        resolved(*SERVER)
+    assert resolved(*SERVER, "loadgen.target_qps=2.5").loadgen.target_qps == 2.5
+    searched = resolved(*SERVER, "run.find_qps=true", "loadgen.target_qps=2.5")
+    assert searched.loadgen.target_qps is None
+    assert searched.find_qps is not None
+    assert (searched.find_qps.start_qps, searched.find_qps.probe_queries) == (2.5, 81)
+    assert config.RunConfig.from_json(json.loads(json.dumps(searched.as_json()))) == searched
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("run.scenario=Offline", "run.find_qps=true"),
+        ("run.scenario=Server", "run.find_qps=true", "run.mode=accuracy"),
+        ("run.scenario=Server", "run.find_qps=true", "find_qps.precision=0.9"),
+        ("run.scenario=Server", "run.find_qps=true", "find_qps.attempts=0"),
+        ("run.scenario=Server", "loadgen.target_qps=5", "find_qps.probe_s=5"),
+        ("run.scenario=Server", "loadgen.target_qps=-1"),
+        ("run.scenario=Server", "loadgen.target_qps=5", "run.network=true"),
+    ],
+)
+def test_a_search_or_a_network_that_makes_no_sense_is_refused(overrides: tuple[str, ...]) -> None:
+    with pytest.raises(RecipeError) as caught:
+        resolved("engine.name=fake", *overrides)
+    assert caught.value.hint
+
+
+def test_the_rounds_limits_stand_for_mlperf_and_our_own_for_the_demo(tmp_path: Path) -> None:
+    data = tmp_path / "orca.parquet"
+    data.touch()
+    rate = "loadgen.target_qps=80"
+    real = resolved(
+        "run.benchmark=llama2-70b-99.9", f"data.path={data}", "engine.name=fake", *SERVER[:1], rate
+    )
+    assert (real.loadgen.ttft_ms, real.loadgen.latency_percentile) == (None, None)
+    assert (real.loadgen.min_query_count, real.loadgen.min_duration_ms) == (24576, 600_000)
+    assert real.shortfalls == ("the fake engine runs no model",)
+    demo = resolved(*SERVER, rate)
+    assert (demo.loadgen.ttft_ms, demo.loadgen.tpot_ms) == (5000, 500)
+    assert (demo.loadgen.latency_percentile, demo.loadgen.min_query_count) == (90, 81)
+
+
 def test_an_override_for_another_engine_is_refused() -> None:
     with pytest.raises(RecipeError, match="would do nothing"):
         resolved("engine.fake.output_len=5")

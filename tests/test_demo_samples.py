@@ -36,7 +36,7 @@ def test_the_shipped_frame_is_what_its_text_builds(frame: pd.DataFrame) -> None:
 def test_the_set_is_whole_and_within_the_benchmarks_limits(frame: pd.DataFrame) -> None:
     assert len(frame) == RULE.num_samples == 96
     assert (frame["tok_input_length"] < RULE.prompt_limit).all()
-    assert (frame["tok_input_length"] > RULE.prompt_limit - 40).sum() >= 2
+    assert (frame["tok_input_length"] > RULE.prompt_limit - 40).any()
     assert frame["origin"].value_counts().to_dict() == {
         "summary": 24, "qa": 24, "rewrite": 24, "reason": 24,
     }  # fmt: skip

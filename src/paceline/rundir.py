@@ -7,6 +7,7 @@
       performance/             LoadGen's logs of the performance test, user.conf
       accuracy/                LoadGen's logs of the accuracy test, user.conf, accuracy.txt,
                                scores.parquet, journal.jsonl
+      find_qps/                the search for a rate: probes.txt, probes.json, logs of every probe
       log/<test>.log           what the test's process wrote to its terminal
 
 Files are written whole under another name and renamed, so a reader never sees half of one and a
@@ -112,11 +113,7 @@ class RunDir:
 
         Raises RunDirError when the place is taken or cannot be written.
         """
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            hint = f"another --out, or remove {path}"
-            if (path / "manifest.json").exists():
-                hint = f"paceline run --resume {path} to finish it, or another --out"
-            raise RunDirError(f"{path} exists and is not empty.", hint=hint)
+        cls.require_free(path)
         try:
             (path / "log").mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -127,6 +124,15 @@ class RunDir:
         run = cls(path)
         run.lock()
         return run
+
+    @staticmethod
+    def require_free(path: Path) -> None:
+        """Raises RunDirError when the place is taken."""
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            hint = f"another --out, or remove {path}"
+            if (path / "manifest.json").exists():
+                hint = f"paceline run --resume {path} to finish it, or another --out"
+            raise RunDirError(f"{path} exists and is not empty.", hint=hint)
 
     @classmethod
     def open(cls, path: Path) -> RunDir:

@@ -22,13 +22,17 @@ class Collector:
         self.failures: dict[int, PacelineError] = {}
         self.first: dict[int, int] = {}
         self.made = 0
+        self.first_s: dict[int, float] = {}
+        self.done_s: dict[int, float] = {}
 
     def first_token(self, request_id: int, token_id: int) -> None:
         self.first[request_id] = token_id
+        self.first_s[request_id] = time.perf_counter()
 
     def done(self, completion: Completion) -> None:
         assert completion.request_id not in self.completions
         self.completions[completion.request_id] = completion
+        self.done_s[completion.request_id] = time.perf_counter()
 
     def done_all(self, completions: Sequence[Completion]) -> None:
         for completion in completions:
@@ -91,6 +95,34 @@ def test_the_pace_is_kept() -> None:
     elapsed_s = time.perf_counter() - start_s
     assert made.made == 1000
     assert 0.49 <= elapsed_s < 1.5
+
+
+def test_requests_at_once_share_the_pace_and_the_others_wait() -> None:
+    """A queue whose capacity is known: 2,000 tokens/s, of which each of four gets 500."""
+    config = FakeConfig(output_len=50, tokens_per_second=2000, concurrency=4)
+    start_s = time.perf_counter()
+    made = answers(config, requests(8))
+    elapsed_s = time.perf_counter() - start_s
+    assert 0.19 <= elapsed_s < 1.0
+    assert list(made.completions) == list(range(8))
+    assert 0.09 <= made.first_s[4] - made.first_s[0] < 0.5
+    assert 0.09 <= made.done_s[0] - made.first_s[0] < 0.5
+
+
+def test_requests_that_come_later_are_taken_up_meanwhile() -> None:
+    context = EngineContext(
+        model=None, eos_token_id=2, vocabulary_size=32000, max_new_tokens=1024, log_dir=Path()
+    )
+    config = FakeConfig(output_len=100, tokens_per_second=400, concurrency=2)
+    engine, sink = FakeEngine(config, context), Collector()
+    engine.start()
+    first, second = requests(2)
+    engine.submit([first], sink)
+    time.sleep(0.1)
+    engine.submit([second], sink)
+    engine.drain()
+    engine.close()
+    assert sink.first_s[1] < sink.done_s[0] < sink.done_s[1]
 
 
 def test_the_first_token_is_that_of_the_answer() -> None:

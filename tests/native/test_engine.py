@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from paceline.native import Engine, EngineConfig, GenRequest, NativeError
+from paceline.native.executor import warm_up_shapes
 
 from .conftest import (
     GGUF_NAME,
@@ -172,6 +173,48 @@ def test_an_id_outside_the_vocabulary_is_refused() -> None:
     engine.start()
     with pytest.raises(NativeError, match="not under 128"):
         engine.add(requests_of([[1, 128]], 4))
+
+
+@pytest.mark.parametrize(
+    ("budget", "live"), [(1, 1), (64, 8), (2048, 512), (2047, 4096), (9000, 3)]
+)
+def test_warm_up_fills_the_step_and_no_chunk_outgrows_a_page_table_row(
+    budget: int, live: int
+) -> None:
+    # A longer chunk reads past the page table: an illegal address, when the memory there is not 0.
+    config = Engine(
+        EngineConfig(
+            weights="random:tiny",
+            max_step_tokens=budget,
+            max_live_sequences=live,
+            max_context_len=1024,
+        )
+    ).resolved
+    shapes = warm_up_shapes(config)
+    assert max(num_decodes + sum(chunks) for num_decodes, chunks in shapes) == budget
+    assert all(0 < length <= 1024 for _, chunks in shapes for length in chunks)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("quantization", ["none", "fp8-token", "fp8-tensor"])
+def test_recorded_steps_give_the_ids_of_launched_ones(quantization: str) -> None:
+    # The end-of-sequence id is given: a recorded step must not read a tensor that it replaced.
+    requests = requests_of(random_prompts(90, vocab_size=128, longest=300), 24, ignore_eos=True)
+    options: dict[str, Any] = {
+        "weights": "random:llama3-8b:layers=2",
+        "device": "cuda",
+        "dtype": "bfloat16",
+        "quantization": quantization,
+        "eos_token_id": 5,
+        "max_live_sequences": 64,
+        "max_context_len": 512,
+        "kv_pages": 1500,
+    }
+    launched, _ = run(requests, use_cuda_graphs=False, **options)
+    recorded, stats = run(requests, **options)
+    assert stats["graph_steps"] > 10
+    same = sum(recorded[i].token_ids == launched[i].token_ids for i in launched)
+    assert same >= 0.9 * len(launched)  # padding rows may change the order of a sum
 
 
 def test_requests_may_come_while_the_engine_runs(tmp_path: Path) -> None:

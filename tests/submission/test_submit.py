@@ -388,7 +388,9 @@ def test_a_description_of_another_host_is_refused(here: Path) -> None:
 
 
 def test_the_network_division_asks_for_its_fields(here: Path) -> None:
-    assert "--network" in refused(here, "three", division="network")
+    assert "--set run.network=true" in refused(here, "three", division="network")
+    edit(here / "three/manifest.json", set_in("config", "network", value=True))
+    assert "paceline system --network" in refused(here, "three", division="network")
 
 
 def test_an_unknown_field_stops_the_submission_and_set_fills_it(

@@ -21,7 +21,7 @@ from typing import Annotated, Any
 import typer
 
 import paceline
-from paceline.cli import flags_check, flags_serve, flags_submit
+from paceline.cli import flags_check, flags_endpoint, flags_serve, flags_submit
 from paceline.errors import PacelineError
 
 __all__ = [
@@ -60,7 +60,9 @@ app.command("system")(flags_submit.system)
 app.command("submit")(flags_submit.submit)
 app.command("check")(flags_check.check)
 app.command("serve")(flags_serve.serve)
+app.command("preflight")(flags_endpoint.preflight)
 bench_app.command("check")(flags_check.bench_check)
+bench_app.command("endpoint")(flags_endpoint.bench_endpoint)
 
 RecipeArgument = Annotated[
     Path | None, typer.Argument(help="A TOML recipe; none: the demo on the embedded model.")
@@ -73,7 +75,9 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on standard
 BenchmarkOption = Annotated[
     str | None, typer.Option(help="Benchmark, as llama2-70b-99.9 (run.benchmark).")
 ]
-ScenarioOption = Annotated[str | None, typer.Option(help="Offline (run.scenario).")]
+ScenarioOption = Annotated[
+    str | None, typer.Option(help="Offline, Server or Interactive (run.scenario).")
+]
 RoundOption = Annotated[
     str | None, typer.Option("--round", help="MLPerf round, as v6.1 (run.round).")
 ]
@@ -129,6 +133,12 @@ def run(
     model: ModelOption = None,
     data: DataOption = None,
     trust_pickle: TrustOption = False,
+    find_qps: Annotated[
+        bool,
+        typer.Option(
+            "--find-qps", help="Search the highest rate that stays VALID, then run at it."
+        ),
+    ] = False,
     overrides: SetOption = None,
     resume: Annotated[
         Path | None, typer.Option(help="Finish the run in this directory.", metavar="DIR")
@@ -145,6 +155,7 @@ def run(
         "model.path": model,
         "data.path": data,
         "data.trust_pickle": trust_pickle or None,
+        "run.find_qps": find_qps or None,
     }
     if resume is not None:
         _verbs().resume(resume, recipe, out, flags=flags, overrides=overrides, as_json=as_json)

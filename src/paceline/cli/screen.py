@@ -63,6 +63,13 @@ class Bar:
             typer.echo(what, err=True)
             self._printed_s = time.monotonic()
 
+    def note(self, text: str) -> None:
+        """A line that stays."""
+        if self._progress is not None:
+            self._progress.console.print(text, highlight=False)
+        else:
+            typer.echo(text, err=True)
+
     def update(self, done: float, total: float | None, figures: str) -> None:
         """So much of it is done."""
         if self._progress is not None:
@@ -87,8 +94,14 @@ class RunScreen:
             self._stage(f"{event['test']}: {event['what']}")
             if event["fraction"] is not None:
                 self._bar.update(event["fraction"], 1.0, f"{event['fraction']:.0%}")
-        elif kind == "started":
+        elif kind == "started" and event["test"] != "find_qps":
             self._stage(f"{event['test']}: running")
+        elif kind == "probing":
+            rate = event["target_qps"]
+            what = "Offline" if rate is None else f"{rate:g} samples/s"
+            self._stage(f"{event['test']}: probe {event['number']}, {what}")
+        elif kind in ("probe", "note"):
+            self._bar.note(str(event["text"]))
         elif kind == "scoring":
             self._bar.update(event["done"], event["total"], f"{event['done']}/{event['total']}")
         elif kind == "progress":
@@ -121,7 +134,12 @@ def _figures(event: Mapping[str, Any]) -> str:
     rate = event["made"] / elapsed_s if elapsed_s else 0.0
     text = f"{event['answered']}/{event['issued']} samples  {rate:,.0f} tokens/s"
     left = event["issued"] - event["answered"]
-    if fresh > 0 and left:
+    latencies = [name for name in event if name.startswith(("ttft_p", "tpot_p"))]
+    for name in latencies:
+        what, percentile, _ = name.split("_")
+        text += f"  {percentile} {what.upper()} {event[name]:,.0f} ms"
+    # Where samples come at a rate, what is issued says nothing of what is still to come.
+    if fresh > 0 and left and not latencies:
         text += f"  ETA {_duration(left * elapsed_s / fresh)}"
     return text
 
@@ -139,6 +157,15 @@ def verdict_text(verdict: Mapping[str, Any], run_dir: str) -> str:
         lines.append(
             f"  performance  {verdict['result']:7}  {verdict['tokens_per_second']:,.1f} tokens/s  "
             f"{verdict['samples_per_second']:,.2f} samples/s  in {verdict['duration_s']:,.1f} s"
+            if verdict["tokens_per_second"] is not None
+            else f"  performance  {verdict['result']:7}"
+        )
+        lines += _latency_lines(verdict)
+    if verdict.get("find_qps") is not None:
+        found = verdict["find_qps"]
+        lines.append(
+            f"    found {found['found_qps']:g} samples/s by {found['num_probes']} probes; "
+            f"attempt {len(found['attempts'])} at a margin of {found['margin']:.0%}"
         )
     if verdict["accuracy"] is not None:
         lines.append(f"  accuracy     {verdict['accuracy']}")
@@ -154,11 +181,30 @@ def verdict_text(verdict: Mapping[str, Any], run_dir: str) -> str:
         for finding in verdict["findings"]
         if not finding["passed"]
     ]
+    lines += [f"  note: {note}" for note in verdict.get("notes", ())]
     lines.append(f"  verdict      {verdict['verdict']}")
     if verdict["shortfalls"]:
         lines.append(f"  THIS RUN IS NOT A SUBMISSION: {'; '.join(verdict['shortfalls'])}.")
     lines.append(f"  run directory: {run_dir}")
     return "\n".join(lines)
+
+
+def _latency_lines(verdict: Mapping[str, Any]) -> list[str]:
+    """Rate and latencies of a latency-bound scenario, each beside what it is held to."""
+    limits_ms = verdict.get("latency_limits_ms")
+    if limits_ms is None:
+        return []
+    scheduled = verdict["scheduled_samples_per_second"]
+    percentile = f"p{verdict['latency_percentile']}"
+    lines = [f"    target {verdict['target_qps']:g} samples/s, scheduled {_plain(scheduled)}"]
+    for name, limit_ms in limits_ms.items():
+        found_ms = _plain(verdict[f"{name}_{percentile}_ms"])
+        lines.append(f"    {percentile} {name.upper():13} {found_ms} ms   limit < {limit_ms:g} ms")
+    return lines
+
+
+def _plain(value: float | None) -> str:
+    return "none" if value is None else f"{value:>9.2f}"
 
 
 def table(rows: list[tuple[str, ...]]) -> str:

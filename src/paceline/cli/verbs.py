@@ -238,4 +238,6 @@ def _shown(value: Any) -> str:
         return "true" if value else "false"
     if isinstance(value, float):
         return f"{value:,.3f}".rstrip("0").rstrip(".")
+    if isinstance(value, tuple):
+        return ", ".join(map(str, value))
     return f"{value:,}" if isinstance(value, int) else re.sub(r"\s+", " ", str(value))

@@ -5,6 +5,7 @@
 
     settings.py   keys, their types and defaults; reading recipes and overrides
     resolve.py    RunConfig, and how "auto" becomes a value
+    scenario.py   what the scenario decides: LoadGen's settings, the search for a rate
     serving.py    the same for a server: an engine and its model alone
 
 All validation that needs no device happens here, before torch or LoadGen is imported.
@@ -12,13 +13,13 @@ All validation that needs no device happens here, before torch or LoadGen is imp
 
 from paceline.config.resolve import (
     RANDOM_WEIGHTS,
-    LoadGenSettings,
     RunConfig,
     demo_dataset,
     effective_values,
     embedded_model,
     resolve,
 )
+from paceline.config.scenario import FindQps, LoadGenSettings
 from paceline.config.serving import EngineChoice, resolve_engine
 from paceline.config.settings import AUTO, MODES, Key, Setting, known_keys, read_settings
 
@@ -27,6 +28,7 @@ __all__ = [
     "MODES",
     "RANDOM_WEIGHTS",
     "EngineChoice",
+    "FindQps",
     "Key",
     "LoadGenSettings",
     "RunConfig",

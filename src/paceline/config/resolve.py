@@ -13,6 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from paceline.config.scenario import (
+    FindQps,
+    LoadGenSettings,
+    resolve_find_qps,
+    resolve_loadgen,
+    resolve_network,
+)
 from paceline.config.settings import AUTO, MODES, Setting
 from paceline.engines import config_class
 from paceline.errors import InputError, MissingExtraError, RecipeError
@@ -20,7 +27,6 @@ from paceline.mlperf import rules
 
 __all__ = [
     "RANDOM_WEIGHTS",
-    "LoadGenSettings",
     "RunConfig",
     "demo_dataset",
     "effective_values",
@@ -33,16 +39,8 @@ __all__ = [
 
 # "random:llama2-70b": weights drawn on the device, to know a speed before downloading a model.
 RANDOM_WEIGHTS = "random:"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LoadGenSettings:
-    """What user.conf will say, already decided. Durations in ms, counts in samples."""
-
-    target_qps: float
-    min_duration_ms: int
-    min_query_count: int
-    performance_samples: int
+# Their model is loaded elsewhere.
+_REMOTE_ENGINES = frozenset({"endpoint"})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,6 +60,8 @@ class RunConfig:
     loadgen: LoadGenSettings
     engine: str
     engine_config: Any
+    network: bool
+    find_qps: FindQps | None
     shortfalls: tuple[str, ...]
 
     def as_json(self) -> dict[str, Any]:
@@ -76,6 +76,8 @@ class RunConfig:
             for name in ("data_path", "tokenizer_path", "model_path"):
                 fields[name] = Path(fields[name]) if fields[name] is not None else None
             fields["loadgen"] = LoadGenSettings(**fields["loadgen"])
+            if fields["find_qps"] is not None:
+                fields["find_qps"] = FindQps(**fields["find_qps"])
             fields["engine_config"] = config_class(fields["engine"])(**fields["engine_config"])
             fields["shortfalls"] = tuple(fields["shortfalls"])
             return cls(**fields)
@@ -96,6 +98,7 @@ def resolve(settings: Mapping[str, Setting], wheel_round: str | None) -> RunConf
     engine = value["engine.name"]
     engine_config = engine_settings(engine, value)
     _check_choices(value, benchmark)
+    _refuse_idle_search(settings)
     round_name = _resolve_round(value["run.round"], wheel_round, benchmark)
     model = resolve_model(value["model.path"], engine, benchmark)
     num_samples = benchmark.num_samples
@@ -107,7 +110,8 @@ def resolve(settings: Mapping[str, Setting], wheel_round: str | None) -> RunConf
                 "samples.",
                 hint=f"a number from 1 to {benchmark.num_samples}",
             )
-    loadgen = _resolve_loadgen(value, benchmark, num_samples)
+    loadgen = resolve_loadgen(value, benchmark, num_samples)
+    tokenizer = _resolve_tokenizer(value["data.tokenizer"], engine, benchmark, model=model)
     return RunConfig(
         benchmark=benchmark.name,
         scenario=value["run.scenario"],
@@ -117,13 +121,13 @@ def resolve(settings: Mapping[str, Setting], wheel_round: str | None) -> RunConf
         stall_timeout_s=float(value["run.stall_timeout_s"]),
         data_path=_resolve_data(value["data.path"], benchmark),
         trust_pickle=value["data.trust_pickle"],
-        tokenizer_path=model
-        if value["data.tokenizer"] == AUTO
-        else Path(value["data.tokenizer"]).expanduser().resolve(),
+        tokenizer_path=tokenizer,
         model_path=model,
         loadgen=loadgen,
         engine=engine,
         engine_config=engine_config,
+        network=resolve_network(value),
+        find_qps=resolve_find_qps(value, benchmark),
         shortfalls=_shortfalls(
             benchmark, round_name, num_samples, loadgen=loadgen, engine=engine, model=model
         ),
@@ -138,7 +142,7 @@ def effective_values(config: RunConfig) -> dict[str, Any]:
         "data.path": str(config.data_path),
         "data.tokenizer": str(config.tokenizer_path) if config.tokenizer_path else "none",
         "model.path": str(config.model_path) if config.model_path else "none",
-        "loadgen.target_qps": config.loadgen.target_qps,
+        "loadgen.target_qps": config.loadgen.target_qps or AUTO,
         "loadgen.min_duration_ms": config.loadgen.min_duration_ms,
         "loadgen.min_query_count": config.loadgen.min_query_count,
     }
@@ -176,13 +180,19 @@ def _check_choices(value: Mapping[str, Any], benchmark: rules.Benchmark) -> None
             raise RecipeError(
                 f"{name} is '{value[name]}'.", hint=f"{guess}one of {', '.join(choices)}"
             )
-    if value["run.scenario"] != "Offline":
-        raise RecipeError(
-            f"run.scenario is '{value['run.scenario']}', which paceline cannot run yet.",
-            hint="--scenario Offline",
-        )
     if value["run.stall_timeout_s"] <= 0:
         raise RecipeError("run.stall_timeout_s must be more than 0.")
+
+
+def _refuse_idle_search(settings: Mapping[str, Setting]) -> None:
+    """Settings of a search that does not take place would do nothing."""
+    for name, setting in settings.items():
+        given = name.startswith("find_qps.") and setting.origin == "--set"
+        if given and not settings["run.find_qps"].value:
+            raise RecipeError(
+                f"--set {name} would do nothing: no rate is searched for.",
+                hint="--find-qps, or leave it out",
+            )
 
 
 def _resolve_round(asked: str, wheel_round: str | None, benchmark: rules.Benchmark) -> str:
@@ -208,6 +218,8 @@ def resolve_model(asked: str, engine: str, benchmark: rules.Benchmark) -> Path |
                 f"There is no model at {path}.", hint="--model PATH to a checkpoint that is there"
             )
         return path.resolve()
+    if engine in _REMOTE_ENGINES:
+        return None
     if not benchmark.is_mlperf:
         return embedded_model()
     if engine == "fake":
@@ -215,6 +227,22 @@ def resolve_model(asked: str, engine: str, benchmark: rules.Benchmark) -> Path |
     raise InputError(
         f"{benchmark.name} needs the Llama-2-70B-chat checkpoint.",
         hint="--model PATH to its Hugging Face directory",
+    )
+
+
+def _resolve_tokenizer(
+    asked: str, engine: str, benchmark: rules.Benchmark, *, model: Path | None
+) -> Path | None:
+    """The tokenizer of the scores; a server's tokenizer cannot be had, so it is asked for."""
+    if asked != AUTO:
+        return Path(asked).expanduser().resolve()
+    if model is not None or engine not in _REMOTE_ENGINES:
+        return model
+    if not benchmark.is_mlperf:
+        return embedded_model()
+    raise InputError(
+        f"{benchmark.name} over an endpoint needs the model's tokenizer here, for the scores.",
+        hint="--set data.tokenizer=PATH to the checkpoint's folder or its tokenizer.json",
     )
 
 
@@ -228,28 +256,6 @@ def _resolve_data(asked: str, benchmark: rules.Benchmark) -> Path:
     if not path.is_file():
         raise InputError(f"There is no dataset at {path}.", hint="--data PATH to a file")
     return path.resolve()
-
-
-def _resolve_loadgen(
-    value: Mapping[str, Any], benchmark: rules.Benchmark, num_samples: int
-) -> LoadGenSettings:
-    def chosen(name: str, default: Any) -> Any:
-        return default if value[name] == AUTO else value[name]
-
-    settings = LoadGenSettings(
-        target_qps=float(chosen("loadgen.target_qps", 1.0)),
-        min_duration_ms=chosen("loadgen.min_duration_ms", benchmark.min_duration_ms),
-        min_query_count=chosen(
-            "loadgen.min_query_count", min(num_samples, benchmark.performance_samples)
-        ),
-        performance_samples=min(num_samples, benchmark.performance_samples),
-    )
-    if settings.target_qps <= 0 or settings.min_duration_ms < 0 or settings.min_query_count < 1:
-        raise RecipeError(
-            "loadgen: a value is too small.",
-            hint="target_qps is above 0, min_duration_ms at least 0, min_query_count at least 1",
-        )
-    return settings
 
 
 def _shortfalls(

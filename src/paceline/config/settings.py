@@ -28,6 +28,14 @@ __all__ = ["AUTO", "MODES", "Key", "Setting", "known_keys", "read_settings"]
 MODES = ("performance", "accuracy", "compliance", "all", "submission")
 AUTO = "auto"
 
+_KIND_NAMES = {
+    str: "a text",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    tuple: "a list of texts (or texts separated by commas)",
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Key:
@@ -60,15 +68,26 @@ _KEYS: dict[str, Key] = {
     "run.stall_timeout_s": Key(
         float, 1800.0, "end the run when nothing was made for so many seconds"
     ),
+    "run.find_qps": Key(bool, False, "search the highest rate that stays VALID, then run at it"),
+    "run.network": Key(bool, False, "run as the network division asks: the SUT is on other hosts"),
     "data.path": Key(str, AUTO, "dataset (.parquet, or the published pickle)", auto=True),
     "data.tokenizer": Key(
         str, AUTO, "tokenizer for scoring (tokenizer.json, its folder, GGUF)", auto=True
     ),
     "data.trust_pickle": Key(bool, False, "open a pickle whose checksum is not the published one"),
     "model.path": Key(str, AUTO, "checkpoint: Hugging Face directory or GGUF file", auto=True),
-    "loadgen.target_qps": Key(float, AUTO, "expected samples/s; sizes an Offline run", auto=True),
+    "loadgen.target_qps": Key(
+        float, AUTO, "samples/s: sizes an Offline run, is the load of the others", auto=True
+    ),
     "loadgen.min_duration_ms": Key(int, AUTO, "shortest performance run", auto=True),
     "loadgen.min_query_count": Key(int, AUTO, "fewest samples of a performance run", auto=True),
+    "find_qps.probe_s": Key(float, 60.0, "seconds of load of one probe"),
+    "find_qps.probe_queries": Key(
+        int, AUTO, "fewest queries of one probe; auto: enough to be VALID", auto=True
+    ),
+    "find_qps.precision": Key(float, 0.02, "stop when the best rate is known to this fraction"),
+    "find_qps.margin": Key(float, 0.02, "run at so much less, and so much less after an INVALID"),
+    "find_qps.attempts": Key(int, 4, "final performance tests before the search is given up"),
     "engine.name": Key(str, "reference", f"one of {', '.join(ENGINES)}"),
 }
 
@@ -168,14 +187,26 @@ def _checked(name: str, value: Any, keys: Mapping[str, Key], *, where: str) -> A
         )
     if key.auto and value == AUTO:
         return value
+    if key.kind is tuple:
+        value = _as_list(value)
+    if key.kind is str and isinstance(value, bool):
+        value = str(value).lower()  # a text whose choices are auto, true and false
     fits = isinstance(value, key.kind) or (key.kind is float and isinstance(value, int))
     if not fits or (isinstance(value, bool) and key.kind is not bool):
-        wanted = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
         raise RecipeError(
-            f"{where}: {name} is {value!r}, but must be {wanted[key.kind]}"
+            f"{where}: {name} is {value!r}, but must be {_KIND_NAMES[key.kind]}"
             f"{' or auto' if key.auto else ''}."
         )
     return float(value) if key.kind is float else value
+
+
+def _as_list(value: Any) -> Any:
+    """Texts in a TOML list, or separated by commas; anything else is left to be refused."""
+    if isinstance(value, str):
+        return tuple(part.strip() for part in value.split(",") if part.strip())
+    if isinstance(value, list) and all(isinstance(part, str) for part in value):
+        return tuple(value)
+    return value
 
 
 def _refuse_unused(explicit: Sequence[tuple[str, str]], engine: str) -> None:

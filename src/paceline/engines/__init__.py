@@ -24,7 +24,7 @@ import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -33,11 +33,14 @@ from paceline.errors import InputError, PacelineError
 
 __all__ = [
     "ENGINES",
+    "NETWORK_ENGINES",
     "Completion",
     "Engine",
     "EngineContext",
+    "NetworkEngine",
     "Request",
     "Sink",
+    "TextCodec",
     "TokenIds",
     "config_class",
     "load",
@@ -106,6 +109,28 @@ class Engine(Protocol):
         """What made the tokens, for the manifest: device, precision, versions, counts."""
 
 
+class TextCodec(Protocol):
+    """Text and token ids of the run's tokenizer, for an engine that can only be talked to in text.
+
+    Special tokens keep their text in both directions.
+    """
+
+    def ids_of(self, text: str) -> list[int]: ...
+
+    def text_of(self, token_ids: Sequence[int]) -> str: ...
+
+
+@runtime_checkable
+class NetworkEngine(Protocol):
+    """An engine that reaches its model over a network."""
+
+    def server_names(self) -> Sequence[str]:
+        """Each node's own name, asked of the node now: one round trip to every one of them.
+
+        Raises EngineError when a node does not answer.
+        """
+
+
 def _ignore(what: str, fraction: float | None) -> None:
     del what, fraction
 
@@ -116,6 +141,9 @@ class EngineContext:
 
     `model` is a checkpoint directory or file, None when the engine needs none. `report` takes
     what the engine is doing while it starts and how far it is (0 to 1, None when unknown).
+    `streaming` says that the first token of each request is wanted the moment it exists.
+    `longest_prompt_len` is 0 when unknown. `codec` loads the run's tokenizer, None when the run
+    has none.
     """
 
     model: Path | None
@@ -124,13 +152,21 @@ class EngineContext:
     max_new_tokens: int
     log_dir: Path
     report: Callable[[str, float | None], None] = _ignore
+    streaming: bool = False
+    longest_prompt_len: int = 0
+    codec: Callable[[], TextCodec] | None = None
 
 
 ENGINES: dict[str, tuple[str, str, str]] = {
+    "endpoint": ("paceline.engines.endpoint", "EndpointEngine", "EndpointConfig"),
     "fake": ("paceline.engines.fake", "FakeEngine", "FakeConfig"),
     "native": ("paceline.engines.native", "NativeEngine", "NativeConfig"),
     "reference": ("paceline.engines.reference", "ReferenceEngine", "ReferenceConfig"),
 }
+
+# Engines whose model runs on other hosts: what a run of the network division may use. Such an
+# engine is a NetworkEngine.
+NETWORK_ENGINES = frozenset({"endpoint"})
 
 
 def _entry(name: str) -> tuple[str, str, str]:

@@ -2,18 +2,23 @@
 
 It ships because three things need it: the ceiling of the harness (how fast would a run be if
 the engine cost nothing), rehearsals of whole-length runs at a given speed, and tests of what
-happens when an engine stalls or fails. Its output is a function of the prompt alone, so two runs
-give the same tokens; with `answers` it replays a dataset's reference answers instead, so that a
-rehearsal reaches the accuracy gate. A run with it measures nothing and says so.
+happens when an engine stalls or fails. With a pace it is a queue of known capacity: so many
+requests at once share the pace evenly, and the others wait in the order they came.
+
+Its output is a function of the prompt alone, so two runs give the same tokens; with `answers` it
+replays a dataset's reference answers instead, so that a rehearsal reaches the accuracy gate. A
+run with it measures nothing and says so.
 """
 
 from __future__ import annotations
 
+import heapq
 import logging
+import math
 import queue
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +40,9 @@ class FakeConfig:
     tokens_per_second: float = 0.0
     """Pace of output, tokens/s over all requests; 0 answers at once."""
 
+    concurrency: int = 1
+    """Requests answered at the same time, each at its share of the pace."""
+
     output_len: int = 294
     """Tokens of each answer, EOS included; never more than the request's limit."""
 
@@ -50,6 +58,8 @@ class FakeConfig:
     def __post_init__(self) -> None:
         if self.tokens_per_second < 0:
             raise InputError("engine.fake.tokens_per_second must be 0 (instant) or more.")
+        if self.concurrency < 1:
+            raise InputError("engine.fake.concurrency must be 1 or more.")
         if self.output_len < 2:
             raise InputError("engine.fake.output_len must be 2 or more: LoadGen counts from 2.")
 
@@ -65,6 +75,10 @@ class FakeEngine:
         self._idle = threading.Condition()
         self._pending = 0
         self._answered = 0
+        self._due: list[tuple[float, int, Callable[[Completion, Sink], None], Completion, Sink]]
+        self._due = []
+        self._num_planned = 0
+        self._free_s = [0.0] * config.concurrency
         self._answers: dict[bytes, TokenIds] = {}
         # Any run of ids that avoids the special ones (0, 1, 2) will do.
         span = context.vocabulary_size - 3
@@ -95,40 +109,72 @@ class FakeEngine:
         return {"device": "none", "simulated": True, "answered": self._answered}
 
     def _work(self) -> None:
-        while (item := self._queue.get()) is not None:
-            requests, sink = item
-            start_s, made = time.perf_counter(), 0
-            for request in requests:
-                try:
-                    completion = self._complete(request)
-                except InputError as error:
-                    sink.failed(request.request_id, error)
-                    continue
-                self._pace(start_s, made, sink=sink, completion=completion)
-                made += len(completion.token_ids)
-                self._answer(completion, sink)
-            with self._idle:
-                self._pending -= len(requests)
-                self._idle.notify_all()
+        """Take requests as they come and do what is due, until the engine closes."""
+        while True:
+            item = self._next_item()
+            if item is None:
+                break
+            for request in item[0]:
+                self._begin(request, item[1])
+        self._run_due(math.inf)
 
-    def _pace(self, start_s: float, made: int, *, sink: Sink, completion: Completion) -> None:
-        rate = self._config.tokens_per_second
-        if rate:
-            _sleep_until(start_s + (made + 1) / rate)
+    def _next_item(self) -> tuple[Sequence[Request], Sink] | None:
+        """The next requests, doing meanwhile what is due; None at the end."""
+        while self._due:
+            self._run_due(time.perf_counter())
+            if not self._due:
+                break
+            try:
+                return self._queue.get(timeout=max(0.0, self._due[0][0] - time.perf_counter()))
+            except queue.Empty:
+                continue
+        return self._queue.get()
+
+    def _begin(self, request: Request, sink: Sink) -> None:
+        """Answer at once, or plan when the first token and the answer are due."""
+        try:
+            completion = self._complete(request)
+        except InputError as error:
+            sink.failed(request.request_id, error)
+            self._leave()
+            return
+        rate = self._config.tokens_per_second / self._config.concurrency
+        now_s = time.perf_counter()
+        if not rate:
+            self._first_token(completion, sink)
+            self._answer(completion, sink)
+            return
+        start_s = max(now_s, heapq.heappop(self._free_s))
+        end_s = start_s + len(completion.token_ids) / rate
+        heapq.heappush(self._free_s, end_s)
+        for moment_s, what in ((start_s + 1 / rate, self._first_token), (end_s, self._answer)):
+            self._num_planned += 1
+            heapq.heappush(self._due, (moment_s, self._num_planned, what, completion, sink))
+
+    def _run_due(self, until_s: float) -> None:
+        while self._due and self._due[0][0] <= until_s:
+            moment_s, _, what, completion, sink = heapq.heappop(self._due)
+            _sleep_until(moment_s)
+            what(completion, sink)
+
+    def _first_token(self, completion: Completion, sink: Sink) -> None:
         sink.first_token(completion.request_id, int(completion.token_ids[0]))
-        if rate:
-            _sleep_until(start_s + (made + len(completion.token_ids)) / rate)
+
+    def _leave(self) -> None:
+        with self._idle:
+            self._pending -= 1
+            self._idle.notify_all()
 
     def _answer(self, completion: Completion, sink: Sink) -> None:
         if self._config.stall_after and self._answered >= self._config.stall_after:
             threading.Event().wait()
-        if self._config.fail_after and self._answered == self._config.fail_after:
-            self._answered += 1
-            sink.failed(completion.request_id, EngineError("The fake engine failed, as told to."))
-            return
         self._answered += 1
-        sink.progress(len(completion.token_ids))
-        sink.done(completion)
+        if self._config.fail_after and self._answered == self._config.fail_after + 1:
+            sink.failed(completion.request_id, EngineError("The fake engine failed, as told to."))
+        else:
+            sink.progress(len(completion.token_ids))
+            sink.done(completion)
+        self._leave()
 
     def _complete(self, request: Request) -> Completion:
         if self._answers:

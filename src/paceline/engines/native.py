@@ -8,6 +8,7 @@ prompts first, so that a faster device does more of the work.
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib.util
 import logging
 import threading
@@ -125,6 +126,10 @@ class NativeEngine:
             "device_name": torch.cuda.get_device_name() if device == "cuda" else "cpu",
             "load_s": round(time.perf_counter() - start_s, 3),
         }
+        # What there is by now stays to the end: collections, which happen while there is nothing
+        # to do, need not walk it each time.
+        gc.collect()
+        gc.freeze()
         for copy, engine in enumerate(self._copies):
             name = f"native-engine-{copy}"
             thread = threading.Thread(target=self._work, args=(engine,), name=name, daemon=True)
@@ -151,6 +156,7 @@ class NativeEngine:
         for engine in self._copies:
             engine.close()
         self._copies = []
+        gc.unfreeze()
 
     def describe(self) -> dict[str, Any]:
         return {**self._facts, "copies": [engine.stats() for engine in self._copies]}
@@ -192,19 +198,20 @@ class NativeEngine:
         """Step one copy until the engine closes; whatever ends it is told to every request."""
         import torch
 
+        from paceline import native
+
         try:
             with _on_device(str(engine.resolved.device), torch):
-                while self._take_work(engine):
-                    engine.run_until_idle(
-                        lambda result: self._deliver(engine, result), self._report_step
-                    )
+                while self._await_work(engine):
+                    with native.no_collections():
+                        self._run_until_idle(engine)
         except Exception as error:
             log.exception("the native engine failed")
             message = getattr(error, "message", None) or f"{type(error).__name__}: {error}"
             self._fail_all(EngineError(message, hint=getattr(error, "hint", None)))
 
-    def _take_work(self, engine: Any) -> bool:
-        """Wait for requests and give the copy as many as it has room for; False at the end."""
+    def _await_work(self, engine: Any) -> bool:
+        """Sleep until there are requests, and give the copy some; False at the end."""
         with self._changed:
             self._changed.wait_for(lambda: self._pile or self._closing)
             if self._closing:
@@ -212,10 +219,25 @@ class NativeEngine:
         self._top_up(engine)
         return True
 
+    def _run_until_idle(self, engine: Any) -> None:
+        """Step, with what comes meanwhile; first tokens and results leave as they come."""
+        while not engine.is_idle:
+            num_steps = len(engine.records)
+            results = engine.step()
+            for request_id, token_id in engine.first_tokens:
+                self._sinks[request_id].first_token(request_id, token_id)
+            for result in results:
+                self._deliver(result)
+            if len(engine.records) > num_steps:
+                self._report_step(engine.records[-1].num_sampled)
+            self._top_up(engine)
+
     def _top_up(self, engine: Any) -> None:
         """Keep a copy in work: a full cache, and a reserve of a quarter more."""
         from paceline import native
 
+        if not self._pile:
+            return
         limit = self._config.max_live_sequences * 5 // 4
         with self._changed:
             room = limit - engine.live - engine.waiting
@@ -232,14 +254,11 @@ class NativeEngine:
             for request in taken
         )
 
-    def _deliver(self, engine: Any, result: Any) -> None:
+    def _deliver(self, result: Any) -> None:
         with self._changed:
             sink = self._sinks.pop(result.request_id)
         ids = np.asarray(result.token_ids, dtype=np.int32)
-        sink.first_token(result.request_id, int(ids[0]))
         sink.done(Completion(result.request_id, ids, result.finish_reason))
-        if self._config.data_parallel > 1:
-            self._top_up(engine)
         with self._changed:
             if not self._sinks:
                 self._changed.notify_all()

@@ -8,6 +8,9 @@ Batches are formed from the prompts longest first, in a fixed order that depends
 alone, and a batch is answered as a whole. A resumed run therefore forms the batches that were
 left, each with the same members, and gives the same tokens.
 
+First tokens are reported when the batch's first step has made them. Requests that come one at a
+time, as in the Server scenario, are batches of one: right, and no measure of speed.
+
 Precision, device and batch size are the user's choice and part of the manifest; nothing here
 falls back to another.
 """
@@ -135,8 +138,6 @@ class ReferenceEngine:
                     for request in batch:
                         sink.failed(request.request_id, problem)
                     continue
-                for completion in completions:
-                    sink.first_token(completion.request_id, int(completion.token_ids[0]))
                 sink.done_all(completions)
             with self._idle:
                 self._pending -= 1
@@ -165,6 +166,9 @@ class ReferenceEngine:
 
         def count_step(input_ids: Any, scores: Any, **_: Any) -> Any:
             del scores
+            if input_ids.shape[1] == padded_len + 1:
+                for request, token_id in zip(batch, input_ids[:, -1].tolist(), strict=True):
+                    sink.first_token(request.request_id, token_id)
             sink.progress(len(batch))
             return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
 

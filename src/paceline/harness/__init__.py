@@ -1,11 +1,18 @@
 """Drives LoadGen against an engine and judges what comes back.
 
 run.py         a whole run: directory, tests, verdict
+preflight.py   the engine checked and measured before a run
+process.py     the child process of a test, as its parent sees it
 child.py       the process of one LoadGen test
 loadgen.py     the only door to LoadGen
-offline.py     the SUT of the Offline scenario
+sut.py         what faces LoadGen and the engine; offline.py, server.py: what a scenario adds
+network.py     the name of a SUT on other hosts
 audit.py       the settings of a compliance test, and their removal
-verdict.py     logs to VALID, PASS and the figures
+find_qps.py    the search for the highest rate that stays VALID
+probes.py      the account of that search
+final_rate.py  from the found rate to a run that is VALID at full length
+performance.py a performance log to VALID and the figures
+verdict.py     logs to PASS and the run's verdict
 provenance.py  what made the run
 """
 

@@ -9,6 +9,8 @@ Events go to the parent as JSON lines on the first descriptor:
 
     {"event": "loading", "what": text, "fraction": number or null}
     {"event": "started"}
+    {"event": "probing", "number", "target_qps": number, or null where samples come at once}
+    {"event": "probe", "text": one line on what a rate came to}
     {"event": "progress", "issued", "answered", "resumed", "tokens", "made", "elapsed_s"}
     {"event": "error", "kind", "message", "hint", "exit_code"}
     {"event": "finished", "engine": description, "resumed", "torn_lines", "tokens", "elapsed_s"}
@@ -26,15 +28,20 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from paceline import engines
 from paceline.config import RunConfig
 from paceline.errors import EngineError, InterruptedRun, PacelineError
-from paceline.harness import loadgen
-from paceline.harness.offline import Limits, OfflineSut
+from paceline.harness import find_qps, loadgen, probes
+from paceline.harness.network import network_name
+from paceline.harness.offline import OfflineSut
+from paceline.harness.server import ServerSut
+from paceline.harness.sut import EngineSut, Limits
 from paceline.mlperf import dataset, rules
+from paceline.mlperf.tokenizer import load_tokenizer
 from paceline.rundir import Journal, RunDir, disk_problem
 
 __all__ = ["Child", "main"]
@@ -59,7 +66,7 @@ class Child:
         self._folder = run.test_dir(mode)
         self._journal: Journal | None = None
         self._engine: engines.Engine | None = None
-        self._sut: OfflineSut | None = None
+        self._sut: EngineSut | None = None
         self._started_s: float | None = None
         self._over = threading.Event()
 
@@ -67,15 +74,13 @@ class Child:
         """Run the test; raises PacelineError when it cannot be run to its end."""
         threading.Thread(target=self._watch, name="watch", daemon=True).start()
         prompts = self._read_prompts()
-        loadgen.start_test(
-            self._config, self._mode, self._folder, sut=lambda: self._make_sut(prompts)
-        )
+        facts = self._find_qps(prompts) if self._mode == "find_qps" else self._test(prompts)
         assert self._engine is not None
         assert self._sut is not None
         assert self._started_s is not None
         elapsed_s = time.monotonic() - self._started_s
         self._engine.drain()
-        facts = self._engine.describe()
+        facts["engine"] = self._engine.describe()
         self._over.set()
         self._engine.close()
         if self._journal is not None:
@@ -85,12 +90,47 @@ class Child:
         self._send_progress(elapsed_s)
         self.send(
             event="finished",
-            engine=facts,
+            **facts,
             resumed=self._sut.counts.resumed,
             torn_lines=self._journal.torn_lines if self._journal else 0,
             tokens=self._sut.counts.tokens,
             elapsed_s=round(elapsed_s, 6),
         )
+
+    def _test(self, prompts: list[engines.TokenIds]) -> dict[str, Any]:
+        name = self._network_name if self._config.network else None
+        loadgen.start_test(
+            self._config,
+            self._mode,
+            self._folder,
+            sut=lambda: self._make_sut(prompts),
+            network_name=name,
+        )
+        return {}
+
+    def _find_qps(self, prompts: list[engines.TokenIds]) -> dict[str, Any]:
+        """Search with one engine, loaded once, and one LoadGen, its settings read once."""
+        assert self._config.find_qps is not None
+        session = loadgen.Session(self._config, self._folder, self._mode)
+        limits = self._start_engine(prompts)
+
+        def test(number: int, load: loadgen.Load) -> probes.Outcome:
+            self.send(event="probing", number=number, target_qps=load.target_qps)
+            sut = self._begin(self._new_sut(prompts, limits, is_offline=load.target_qps is None))
+            return find_qps.run_test(
+                session, self._config, folder=self._folder, number=number, load=load, sut=sut
+            )
+
+        def report(probe: probes.Probe) -> None:
+            self.send(event="probe", text=probes.probe_text(probe))
+
+        found_qps = find_qps.find(self._config.find_qps, self._folder, test=test, report=report)
+        if self._sut is None:  # killed after the last probe: nothing was left to try
+            self._begin(self._new_sut(prompts, limits, is_offline=True))
+        return {
+            "found_qps": found_qps,
+            "num_probes": len(probes.read_probes(self._folder)),
+        }
 
     def send(self, **event: Any) -> None:
         with self._event_lock:
@@ -119,7 +159,16 @@ class Child:
         rows = rules.sample_rows(loaded.num_samples, self._config.num_samples)
         return [loaded.prompts[row] for row in rows]
 
-    def _make_sut(self, prompts: list[engines.TokenIds]) -> OfflineSut:
+    def _make_sut(self, prompts: list[engines.TokenIds]) -> EngineSut:
+        limits = self._start_engine(prompts)
+        sut = self._new_sut(prompts, limits, is_offline=self._config.scenario == "Offline")
+        if self._mode == "accuracy":
+            self._journal = Journal(self._folder / "journal.jsonl")
+            sut.keep_order(self._journal, self._journal.read())
+        return self._begin(sut)
+
+    def _start_engine(self, prompts: list[engines.TokenIds]) -> Limits:
+        """Load the model; returns the benchmark's limits of an answer."""
         config, benchmark = self._config, rules.benchmark(self._config.benchmark)
         context = engines.EngineContext(
             model=config.model_path,
@@ -128,19 +177,53 @@ class Child:
             max_new_tokens=benchmark.max_new_tokens,
             log_dir=self._run.path / "log",
             report=lambda what, fraction: self.send(event="loading", what=what, fraction=fraction),
+            streaming=config.scenario != "Offline",
+            longest_prompt_len=max(len(prompt) for prompt in prompts),
+            codec=self._codec(),
         )
         self._engine = engines.load(config.engine)(config.engine_config, context)
         self._engine.start()
-        limits = Limits(benchmark.max_new_tokens, benchmark.min_new_tokens)
-        sut = OfflineSut(self._engine, prompts, limits, respond=loadgen.complete)
-        if self._mode == "accuracy":
-            self._journal = Journal(self._folder / "journal.jsonl")
-            sut.keep_order(self._journal, self._journal.read())
-        self._sut = sut
+        latency = benchmark.latency.get(config.scenario)
+        return Limits(
+            benchmark.max_new_tokens,
+            benchmark.min_new_tokens,
+            latency.percentile if latency is not None else 99,
+        )
+
+    def _new_sut(
+        self, prompts: list[engines.TokenIds], limits: Limits, *, is_offline: bool
+    ) -> EngineSut:
+        assert self._engine is not None
+        if is_offline:
+            return OfflineSut(self._engine, prompts, limits, respond=loadgen.complete)
+        return ServerSut(
+            self._engine,
+            prompts,
+            limits,
+            respond=loadgen.complete,
+            respond_first=loadgen.complete_first_tokens,
+        )
+
+    def _begin(self, sut: EngineSut) -> EngineSut:
+        """From now on `sut` is what is watched."""
         self._started_s = time.monotonic()
         sut.last_activity_s = self._started_s
+        self._sut = sut
         self.send(event="started")
         return sut
+
+    def _codec(self) -> Callable[[], engines.TextCodec] | None:
+        path = self._config.tokenizer_path
+        return None if path is None else lambda: load_tokenizer(path)
+
+    def _network_name(self) -> str:
+        """What LoadGen calls a SUT on other hosts: asked of every one of them, now."""
+        assert self._sut is not None
+        try:
+            return network_name(self._engine)
+        except PacelineError as error:
+            self._sut.fail(error)
+            return ""
 
     def _watch(self) -> None:
         """Report progress; end the process when the test cannot go on."""
@@ -169,7 +252,7 @@ class Child:
                     timeline.write(json.dumps(self._progress(elapsed_s)) + "\n")
                 self._check_stall(sut)
 
-    def _check_stall(self, sut: OfflineSut) -> None:
+    def _check_stall(self, sut: EngineSut) -> None:
         silent_s = time.monotonic() - sut.last_activity_s
         if silent_s > self._config.stall_timeout_s and (stuck := sut.in_flight()):
             named = ", ".join(str(index) for index in stuck[:_NAMED_IN_FLIGHT])
@@ -193,6 +276,7 @@ class Child:
             "tokens": counts.tokens,
             "made": max(counts.made, counts.tokens),
             "elapsed_s": round(elapsed_s, 3),
+            **self._sut.latency_figures(),
         }
 
     def _send_progress(self, elapsed_s: float) -> None:

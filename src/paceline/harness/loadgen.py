@@ -30,9 +30,20 @@ from paceline.errors import LoadGenError
 from paceline.harness import audit
 from paceline.mlperf import rules
 
-__all__ = ["Sut", "Wheel", "complete", "start_test", "user_conf", "wheel"]
+__all__ = [
+    "Load",
+    "Session",
+    "Sut",
+    "Wheel",
+    "complete",
+    "complete_first_tokens",
+    "start_test",
+    "user_conf",
+    "wheel",
+]
 
 _PACKAGE = "mlcommons-loadgen"
+_NS_PER_MS = 1_000_000
 _SEED = re.compile(rb"^\*\.\*\.(qsl|sample_index|schedule)_rng_seed = (\d+)", re.MULTILINE)
 
 
@@ -82,66 +93,130 @@ def wheel() -> Wheel:
 
 
 def user_conf(config: RunConfig, mode: str) -> str:
-    """The text of user.conf. LoadGen reads a line only with spaces around its `=`."""
-    model = rules.benchmark(config.benchmark).loadgen_model
-    scenario = config.scenario
-    loaded = _loaded_samples(config, mode)
-    lines = (
-        (f"{model}.*.performance_sample_count_override", loaded),
-        (f"{model}.{scenario}.target_qps", config.loadgen.target_qps),
-        (f"{model}.{scenario}.min_duration", config.loadgen.min_duration_ms),
-        (f"{model}.{scenario}.min_query_count", config.loadgen.min_query_count),
-    )
-    return "".join(f"{key} = {value}\n" for key, value in lines)
+    """The text of user.conf. LoadGen reads a line only with spaces around its `=`.
+
+    LoadGen knows Interactive as the Server scenario of another model key.
+    """
+    key = rules.benchmark(config.benchmark).loadgen_key(config.scenario)
+    scenario, settings = _scenario(config), config.loadgen
+    lines = [
+        (f"{key}.*.performance_sample_count_override", _loaded_samples(config, mode)),
+        (f"{key}.{scenario}.target_qps", settings.target_qps),
+        (f"{key}.{scenario}.min_duration", settings.min_duration_ms),
+        (f"{key}.{scenario}.min_query_count", settings.min_query_count),
+        (f"{key}.{scenario}.ttft_latency", settings.ttft_ms),
+        (f"{key}.{scenario}.tpot_latency", settings.tpot_ms),
+        (f"{key}.{scenario}.target_latency_percentile", settings.latency_percentile),
+    ]
+    return "".join(f"{name} = {value}\n" for name, value in lines if value is not None)
 
 
-def start_test(config: RunConfig, mode: str, folder: Path, *, sut: Callable[[], Sut]) -> None:
+def start_test(
+    config: RunConfig,
+    mode: str,
+    folder: Path,
+    *,
+    sut: Callable[[], Sut],
+    network_name: Callable[[], str] | None = None,
+) -> None:
     """Run one LoadGen test to its end; its logs land in `folder`, which holds user.conf.
 
     `sut` is called once LoadGen has taken its settings, so that a wrong wheel or user.conf is
-    refused before a model is loaded. Raises LoadGenError. Blocks until every sample is answered.
+    refused before a model is loaded. `network_name` asks the SUT's nodes for its name: LoadGen
+    then sees a query dispatch library in place of a SUT. Raises LoadGenError. Blocks until every
+    sample is answered.
     """
-    lg = _import()
-    settings = lg.TestSettings()
-    _load_settings(settings, config, folder)
-    settings.scenario = getattr(lg.TestScenario, config.scenario)
-    settings.mode = lg.TestMode.AccuracyOnly if mode == "accuracy" else lg.TestMode.PerformanceOnly
-    target = sut()
-    log_settings = lg.LogSettings()
-    log_settings.enable_trace = False
-    log_settings.log_output.outdir = str(folder)
-    log_settings.log_output.copy_summary_to_stdout = False
+    session = Session(config, folder, mode)
+    session.run(folder, sut(), network_name=network_name)
 
-    def issue(query: Sequence[Any]) -> None:
-        if mode == "compliance":
-            audit.remove(folder)  # LoadGen has read it
-        target.issue([(sample.id, sample.index) for sample in query])
 
-    handle = lg.ConstructSUT(issue, target.flush)
-    loaded = _loaded_samples(config, mode)
-    library = lg.ConstructQSL(config.num_samples, loaded, _nothing, _nothing)
-    try:
-        with _audit(config, mode, folder) as path:
-            lg.StartTestWithLogSettings(handle, library, settings, log_settings, path)
-    finally:
-        lg.DestroyQSL(library)
-        lg.DestroySUT(handle)
-    trace = folder / "mlperf_log_trace.json"
-    if trace.exists() and trace.stat().st_size == 0:
-        trace.unlink()
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Load:
+    """What a test of a search puts on the SUT: a rate, or `num_queries` at once without one."""
+
+    target_qps: float | None
+    min_duration_ms: int
+    num_queries: int
+
+
+class Session:
+    """LoadGen with its settings read, once, from the user.conf in a folder."""
+
+    def __init__(self, config: RunConfig, folder: Path, mode: str) -> None:
+        lg = _import()
+        self._config, self._mode = config, mode
+        self._settings = lg.TestSettings()
+        _load_settings(self._settings, config, folder)
+        self._settings.scenario = getattr(lg.TestScenario, _scenario(config))
+        accuracy = mode == "accuracy"
+        self._settings.mode = lg.TestMode.AccuracyOnly if accuracy else lg.TestMode.PerformanceOnly
+
+    def put(self, load: Load) -> None:
+        """Have the next test put `load` on the SUT instead of what user.conf says.
+
+        Samples are drawn one by one: whole permutations of the dataset would make a test as long
+        as the one that is searched for.
+        """
+        lg, settings = _import(), self._settings
+        settings.sample_concatenate_permutation = False
+        settings.min_duration_ms = load.min_duration_ms
+        settings.min_query_count = load.num_queries
+        if load.target_qps is None:
+            settings.scenario = lg.TestScenario.Offline
+        else:
+            settings.scenario = lg.TestScenario.Server
+            settings.server_target_qps = load.target_qps
+
+    def run(
+        self, folder: Path, target: Sut, *, network_name: Callable[[], str] | None = None
+    ) -> None:
+        """One test to its end; its logs land in `folder`."""
+        lg = _import()
+        log_settings = lg.LogSettings()
+        log_settings.enable_trace = False
+        log_settings.log_output.outdir = str(folder)
+        log_settings.log_output.copy_summary_to_stdout = False
+
+        def issue(query: Sequence[Any]) -> None:
+            if self._mode == "compliance":
+                audit.remove(folder)  # LoadGen has read it
+            target.issue([(sample.id, sample.index) for sample in query])
+
+        if network_name is None:
+            handle, destroy = lg.ConstructSUT(issue, target.flush), lg.DestroySUT
+        else:
+            handle, destroy = lg.ConstructQDL(issue, target.flush, network_name), lg.DestroyQDL
+        total, loaded = self._config.num_samples, _loaded_samples(self._config, self._mode)
+        library = lg.ConstructQSL(total, loaded, _nothing, _nothing)
+        try:
+            with _audit(self._config, self._mode, folder) as path:
+                lg.StartTestWithLogSettings(handle, library, self._settings, log_settings, path)
+        finally:
+            lg.DestroyQSL(library)
+            destroy(handle)
+        trace = folder / "mlperf_log_trace.json"
+        if trace.exists() and trace.stat().st_size == 0:
+            trace.unlink()
 
 
 def complete(responses: Sequence[tuple[int, TokenIds]]) -> None:
     """Answer samples: (response_id, token ids), each (n,) int32 and contiguous, n >= 2."""
+    sys.modules["mlperf_loadgen"].QuerySamplesComplete(_responses(responses))
+
+
+def complete_first_tokens(responses: Sequence[tuple[int, TokenIds]]) -> None:
+    """Report first tokens: (response_id, the one id), each (1,) int32; the moment is the call's."""
+    sys.modules["mlperf_loadgen"].FirstTokenComplete(_responses(responses))
+
+
+def _responses(responses: Sequence[tuple[int, TokenIds]]) -> list[Any]:
     lg = sys.modules["mlperf_loadgen"]
-    lg.QuerySamplesComplete(
-        [
-            lg.QuerySampleResponse(
-                response_id, ids.__array_interface__["data"][0], ids.nbytes, len(ids)
-            )
-            for response_id, ids in responses
-        ]
-    )
+    return [
+        lg.QuerySampleResponse(
+            response_id, ids.__array_interface__["data"][0], ids.nbytes, len(ids)
+        )
+        for response_id, ids in responses
+    ]
 
 
 def _import() -> Any:
@@ -150,9 +225,14 @@ def _import() -> Any:
     return mlperf_loadgen
 
 
+def _scenario(config: RunConfig) -> str:
+    """LoadGen's word for the scenario."""
+    return "Offline" if config.scenario == "Offline" else "Server"
+
+
 def _loaded_samples(config: RunConfig, mode: str) -> int:
     performance = config.loadgen.performance_samples
-    return performance if mode == "performance" else config.num_samples
+    return performance if mode in ("performance", "find_qps") else config.num_samples
 
 
 @contextlib.contextmanager
@@ -167,9 +247,9 @@ def _audit(config: RunConfig, mode: str, folder: Path) -> Iterator[str]:
 
 
 def _load_settings(settings: Any, config: RunConfig, folder: Path) -> None:
-    model = rules.benchmark(config.benchmark).loadgen_model
-    path = folder / "user.conf"
-    code = settings.FromConfig(str(path), model, config.scenario)
+    benchmark = rules.benchmark(config.benchmark)
+    key, path = benchmark.loadgen_key(config.scenario), folder / "user.conf"
+    code = settings.FromConfig(str(path), key, _scenario(config))
     if code != 0:
         raise LoadGenError(
             f"LoadGen refused {path} (code {code}).", hint="report this: paceline wrote that file"
@@ -179,7 +259,24 @@ def _load_settings(settings: Any, config: RunConfig, folder: Path) -> None:
         wheel().require(config.round)
         raise LoadGenError(f"LoadGen's seeds {got} are not those of round {config.round}.")
     if not settings.use_token_latencies:
-        raise LoadGenError(f"This LoadGen does not know the model key {model}.")
+        raise LoadGenError(f"This LoadGen does not know the model key {key}.")
+    if (limits := benchmark.latency.get(config.scenario)) is not None:
+        _check_limits(settings, limits, f"{benchmark.name} {config.scenario}")
+
+
+def _check_limits(settings: Any, limits: rules.TokenLatency, what: str) -> None:
+    wanted = (limits.ttft_ms, limits.tpot_ms, limits.percentile)
+    applied = (
+        settings.ttft_latency / _NS_PER_MS,
+        settings.tpot_latency / _NS_PER_MS,
+        round(settings.server_target_latency_percentile * 100, 6),
+    )
+    if applied != wanted:
+        raise LoadGenError(
+            f"LoadGen would apply {applied[0]:g} ms to the first token and {applied[1]:g} ms per "
+            f"token at percentile {applied[2]:g}; {what} has {wanted[0]} ms, {wanted[1]} ms and "
+            f"{wanted[2]}."
+        )
 
 
 def _seed_values(seeds: rules.Seeds) -> tuple[int, int, int]:

@@ -12,31 +12,22 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import json
-import os
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from paceline import errors
 from paceline.config import RANDOM_WEIGHTS, RunConfig, Setting
-from paceline.errors import EngineError, InterruptedRun, PacelineError, RunDirError
-from paceline.harness import audit, loadgen, provenance, verdict
+from paceline.errors import InterruptedRun, PacelineError, RunDirError
+from paceline.harness import audit, final_rate, loadgen, preflight, process, provenance, verdict
+from paceline.harness.process import Observer
 from paceline.mlperf import dataset, rules
-from paceline.rundir import RunDir, disk_problem, write_atomically
+from paceline.rundir import RunDir, write_atomically
 
 __all__ = ["Observer", "resume", "run"]
 
-Observer = Callable[[Mapping[str, Any]], None]
-
-_LOG_LINES_SHOWN = 20
-# OpenMP threads that wait by spinning make a CPU run twenty times slower as soon as anything
-# else wants a core; waiting quietly costs nothing that could be measured.
-_QUIET_THREADS = {"OMP_WAIT_POLICY": "PASSIVE"}
-_STOP_WITHIN_S = 15.0
+# What a test that was broken off goes on from.
+_KEPT = {"accuracy": ("journal.jsonl",), "find_qps": ("probes.json", "probes.txt")}
 
 
 def run(
@@ -55,6 +46,8 @@ def run(
     """
     loadgen.wheel().require(config.round)
     dataset_sha256 = _check_dataset(config)
+    RunDir.require_free(out)
+    config, measured = preflight.with_measured_qps(config, settings, observer=observer)
     with RunDir.create(out) as directory:
         if recipe is not None:
             write_atomically(directory.path / "recipe.toml", recipe.read_text())
@@ -69,6 +62,7 @@ def run(
             "code": provenance.code_facts(),
             "host": provenance.host_facts(),
             "tests": {},
+            **measured,
         }
         directory.write_manifest(manifest)
         manifest |= _inputs(config, dataset_sha256, observer=observer)
@@ -103,19 +97,17 @@ def resume(path: Path, *, observer: Observer) -> dict[str, Any]:
 def _run_tests(
     config: RunConfig, directory: RunDir, manifest: dict[str, Any], *, observer: Observer
 ) -> dict[str, Any]:
-    tests: dict[str, Any] = manifest["tests"]
     for test in verdict.tests_of(config.mode):
         audit.remove(directory.test_dir(test))
     try:
+        if config.find_qps is not None:
+            _finish_test(config, directory, manifest, "find_qps", observer=observer)
+            config = final_rate.settle(config, directory, manifest)
         for test in verdict.tests_of(config.mode):
-            if tests.get(test, {}).get("status") != "COMPLETE":
-                tests[test] = {"status": "RUNNING", "started": _now()}
-                directory.write_manifest(manifest)
-                tests[test] |= _run_test(
-                    config, directory, test, cwd=manifest["cwd"], observer=observer
-                )
-                tests[test] |= {"status": "COMPLETE", "ended": _now()}
-                directory.write_manifest(manifest)
+            _finish_test(config, directory, manifest, test, observer=observer)
+            while test == "performance" and final_rate.is_too_high(config, directory, manifest):
+                config = final_rate.step_down(config, directory, manifest, observer=observer)
+                _finish_test(config, directory, manifest, test, observer=observer)
         return _conclude(config, directory, manifest, observer=observer)
     except PacelineError as error:
         _leave_incomplete(config, directory, manifest, error=error)
@@ -127,6 +119,25 @@ def _run_tests(
         )
         _leave_incomplete(config, directory, manifest, error=stopped)
         raise stopped from None
+
+
+def _finish_test(
+    config: RunConfig,
+    directory: RunDir,
+    manifest: dict[str, Any],
+    test: str,
+    *,
+    observer: Observer,
+) -> None:
+    """Run a test, unless it has been run to its end before."""
+    tests: dict[str, Any] = manifest["tests"]
+    if tests.get(test, {}).get("status") == "COMPLETE":
+        return
+    tests[test] = {"status": "RUNNING", "started": _now()}
+    directory.write_manifest(manifest)
+    tests[test] |= _run_test(config, directory, test, cwd=manifest["cwd"], observer=observer)
+    tests[test] |= {"status": "COMPLETE", "ended": _now()}
+    directory.write_manifest(manifest)
 
 
 def _conclude(
@@ -148,7 +159,9 @@ def _conclude(
                     {"event": "scoring", "done": done, "total": total}
                 ),
             )
-    judged = verdict.judge(config, results)
+    judged = verdict.judge(config, results) | {"notes": verdict.notes_of(manifest["tests"])}
+    if config.find_qps is not None:
+        judged["find_qps"] = manifest["find_qps"]
     directory.write_json("verdict.json", judged)
     manifest |= {"status": "COMPLETE", "ended": _now(), "files": directory.file_hashes()}
     manifest.pop("error", None)
@@ -180,98 +193,13 @@ def _leave_incomplete(
 def _run_test(
     config: RunConfig, directory: RunDir, test: str, *, cwd: str, observer: Observer
 ) -> dict[str, Any]:
-    """Run one LoadGen test in a child process; returns its facts for the manifest.
-
-    The child works in `cwd`, the folder of the run's first start, so that paths in a recipe
-    mean the same when the run is resumed from elsewhere.
-    """
-    keep = ("journal.jsonl",) if test == "accuracy" else ()
-    folder = directory.make_test_dir(test, keep=keep)
+    """Run one LoadGen test in a child process; returns its facts for the manifest."""
+    folder = directory.make_test_dir(test, keep=_KEPT.get(test, ()))
     write_atomically(folder / "user.conf", loadgen.user_conf(config, test))
-    child, events_read, control_write = _start_child(directory, test, cwd)
     try:
-        with os.fdopen(events_read, encoding="utf-8") as events:
-            facts = _follow(events, test, observer=observer)
+        return process.run_child(directory, test, cwd=cwd, observer=observer)
     finally:
-        os.close(control_write)
-        _await_exit(child)
         audit.remove(folder)
-    if facts is None:
-        log_path = directory.log_path(test)
-        raise EngineError(
-            f"The {test} test's process died (exit {child.returncode}).\n{_tail(log_path)}",
-            hint=f"see {log_path}; paceline run --resume {directory.path}",
-        )
-    return facts
-
-
-def _start_child(
-    directory: RunDir, test: str, cwd: str
-) -> tuple[subprocess.Popen[bytes], int, int]:
-    """The child, the descriptor its events come from, and the one whose closing ends it."""
-    events_read, events_write = os.pipe()
-    control_read, control_write = os.pipe()
-    command = [sys.executable, "-m", "paceline.harness.child", str(directory.path.resolve()), test]
-    command += [str(events_write), str(control_read)]
-    log_path = directory.log_path(test)
-    try:
-        with log_path.open("ab") as log:
-            child = subprocess.Popen(
-                command,
-                cwd=cwd,
-                env=_QUIET_THREADS | os.environ,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                pass_fds=(events_write, control_read),
-                start_new_session=True,  # Ctrl-C is the parent's; it stops the child in order
-            )
-    except OSError as error:
-        os.close(control_write)
-        os.close(events_read)
-        raise disk_problem(log_path, error) from error
-    finally:
-        os.close(events_write)
-        os.close(control_read)
-    return child, events_read, control_write
-
-
-def _follow(events: Any, test: str, *, observer: Observer) -> dict[str, Any] | None:
-    """Pass events on until the child is done; its facts, or None when it died without a word."""
-    facts: dict[str, Any] | None = None
-    for line in events:
-        event = json.loads(line)
-        if event["event"] == "error":
-            raise _as_error(event)
-        if event["event"] == "finished":
-            facts = {name: value for name, value in event.items() if name != "event"}
-        observer({"test": test, **event})
-    return facts
-
-
-def _as_error(event: Mapping[str, Any]) -> PacelineError:
-    if not event["known"]:
-        return EngineError(
-            f"paceline failed: {event['message']}", hint="this is a bug: please report the log"
-        )
-    kind: type[PacelineError] = getattr(errors, event["kind"])
-    return kind(event["message"], hint=event["hint"])
-
-
-def _await_exit(child: subprocess.Popen[bytes]) -> None:
-    """Wait for a child that was told to stop; end it when it does not."""
-    try:
-        child.wait(_STOP_WITHIN_S)
-    except (subprocess.TimeoutExpired, KeyboardInterrupt):
-        child.kill()
-        child.wait()
-
-
-def _tail(path: Path) -> str:
-    with contextlib.suppress(OSError):
-        lines = path.read_text(errors="replace").splitlines()[-_LOG_LINES_SHOWN:]
-        return "\n".join(f"    {line}" for line in lines)
-    return ""
 
 
 def _check_dataset(config: RunConfig) -> str:

@@ -7,7 +7,6 @@ that was asked for is VALID and PASS. A run that did not get to its end is INCOM
 
 from __future__ import annotations
 
-import dataclasses
 import io
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,18 +17,36 @@ import pandas as pd
 from paceline.config import RunConfig
 from paceline.errors import DataError
 from paceline.harness import audit
+from paceline.harness.performance import finding, judge_performance, loadgen_errors
 from paceline.mlperf import dataset, rules, test06
 from paceline.mlperf.accuracy_log import Finding, read_accuracy
-from paceline.mlperf.logs import DetailLog, read_detail
+from paceline.mlperf.logs import read_detail
 from paceline.mlperf.scoring import Score, accuracy_text, score_accuracy
 from paceline.mlperf.tokenizer import load_tokenizer
 from paceline.rundir import RunDir, file_sha256, write_atomically
 
-__all__ = ["judge", "judge_accuracy", "judge_compliance", "judge_performance", "tests_of"]
+__all__ = [
+    "judge",
+    "judge_accuracy",
+    "judge_compliance",
+    "judge_performance",
+    "notes_of",
+    "tests_of",
+]
 
 Progress = Callable[[int, int], None]
 
-_ERRORS_SHOWN = 3
+# What a latency-bound scenario has besides; performance.py says what they are.
+_SERVER_FIGURES = (
+    "scheduled_samples_per_second",
+    "target_qps",
+    "latency_percentile",
+    "latency_limits_ms",
+)
+
+
+def _is_server_figure(name: str) -> bool:
+    return name in _SERVER_FIGURES or name.startswith(("ttft_p", "tpot_p"))
 
 
 def tests_of(mode: str) -> tuple[str, ...]:
@@ -44,9 +61,9 @@ def tests_of(mode: str) -> tuple[str, ...]:
 def judge(config: RunConfig, results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """The run's verdict from the results of its tests. `results` holds the tests that ended."""
     performance, accuracy = results.get("performance", {}), results.get("accuracy", {})
-    findings = [finding for result in results.values() for finding in result["findings"]]
+    findings = [found for result in results.values() for found in result["findings"]]
     complete = all(test in results for test in tests_of(config.mode))
-    passed = complete and all(finding["passed"] for finding in findings)
+    passed = complete and all(found["passed"] for found in findings)
     bounds = rules.benchmark(config.benchmark).accuracy
     return {
         "verdict": ("PASS" if passed else "FAIL") if complete else "INCOMPLETE",
@@ -56,6 +73,7 @@ def judge(config: RunConfig, results: Mapping[str, Mapping[str, Any]]) -> dict[s
         "tokens_per_second": performance.get("tokens_per_second"),
         "samples_per_second": performance.get("samples_per_second"),
         "duration_s": performance.get("duration_s"),
+        **{name: performance[name] for name in performance if _is_server_figure(name)},
         **{metric: accuracy.get(metric) for metric in rules.ACCURACY_METRICS},
         "targets": {
             metric: {"low": bound.low, "high": bound.high} for metric, bound in bounds.items()
@@ -72,33 +90,13 @@ def judge(config: RunConfig, results: Mapping[str, Mapping[str, Any]]) -> dict[s
     }
 
 
-def judge_performance(config: RunConfig, run: RunDir) -> dict[str, Any]:
-    """Read the performance test's detail log."""
-    log = read_detail(run.test_dir("performance") / "mlperf_log_detail.txt")
-    result = log.get("result_validity")
-    duration_s = _number(log, "result_max_latency_ns", 1e-9)
-    samples_per_second = _number(log, "result_samples_per_second")
-    long_enough = duration_s is not None and duration_s * 1000 >= config.loadgen.min_duration_ms
-    duration = f"{duration_s} s, at least {config.loadgen.min_duration_ms / 1000:g} s"
-    if not long_enough and samples_per_second is not None:
-        # In samples/s, LoadGen's unit: tokens/s here would make the run hundreds of times longer.
-        duration += f"; run it with --set loadgen.target_qps={samples_per_second:.4g}"
-    reason = log.get("result_invalid_reason")
-    return {
-        "result": result if isinstance(result, str) else None,
-        "tokens_per_second": _number(log, "result_tokens_per_second"),
-        "samples_per_second": samples_per_second,
-        "duration_s": duration_s,
-        "findings": [
-            _finding(
-                "performance.valid",
-                result == "VALID",
-                f"LoadGen says {result}" + (f": {_one_line(reason)}" if reason else ""),
-            ),
-            _errors(log, "performance"),
-            _finding("performance.duration", long_enough, duration),
-        ],
-    }
+def notes_of(tests: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What the engines say that a reader should know: retries, what is not exact, limits."""
+    return [
+        f"{name}: {note}"
+        for name, test in tests.items()
+        for note in test.get("engine", {}).get("notes", ())
+    ]
 
 
 def judge_accuracy(
@@ -129,17 +127,17 @@ def judge_accuracy(
     write_atomically(folder / "accuracy.txt", accuracy_text(score, sha256=file_sha256(path)))
     _write_scores(folder / "scores.parquet", score)
     findings = [
-        _finding(f"accuracy.{f.rule}", f.passed, f.detail)
+        finding(f"accuracy.{f.rule}", f.passed, f.detail)
         for f in score.findings
         if isinstance(f, Finding)
     ]
-    findings.append(_errors(read_detail(folder / "mlperf_log_detail.txt"), "accuracy"))
+    findings.append(loadgen_errors(read_detail(folder / "mlperf_log_detail.txt"), "accuracy"))
     for metric, bound in benchmark.accuracy.items():
         value = float(getattr(score, metric))
         limits = f"at least {bound.low:g}" + (f", at most {bound.high:g}" if bound.high else "")
-        findings.append(_finding(f"accuracy.{metric}", bound.hold(value), f"{value}, {limits}"))
+        findings.append(finding(f"accuracy.{metric}", bound.hold(value), f"{value}, {limits}"))
     return {
-        "result": "PASS" if all(finding["passed"] for finding in findings) else "FAIL",
+        "result": "PASS" if all(found["passed"] for found in findings) else "FAIL",
         **{metric: float(getattr(score, metric)) for metric in rules.ACCURACY_METRICS},
         "findings": findings,
     }
@@ -163,17 +161,17 @@ def judge_compliance(config: RunConfig, run: RunDir) -> dict[str, Any]:
         "effective_sample_concatenate_permutation": False,
     }
     wrong = [f"{key} is {log.get(key)}" for key, value in settings.items() if log.get(key) != value]
-    findings = [_finding(f"compliance.{f.rule}", f.passed, f.detail) for f in result.findings]
+    findings = [finding(f"compliance.{f.rule}", f.passed, f.detail) for f in result.findings]
     findings += [
-        _finding(
+        finding(
             "compliance.audit",
             not wrong,
             "; ".join(wrong) or "LoadGen ran with TEST06's settings",
         ),
-        _errors(log, "compliance"),
+        loadgen_errors(log, "compliance"),
     ]
     return {
-        "result": "PASS" if all(finding["passed"] for finding in findings) else "FAIL",
+        "result": "PASS" if all(found["passed"] for found in findings) else "FAIL",
         "findings": findings,
     }
 
@@ -192,25 +190,3 @@ def _write_scores(path: Path, score: Score) -> None:
     buffer = io.BytesIO()
     frame.to_parquet(buffer, index=False)
     write_atomically(path, buffer.getvalue())
-
-
-def _errors(log: DetailLog, test: str) -> dict[str, Any]:
-    problems = [f"line {bad.line_no}: {bad.detail}" for bad in log.malformed]
-    problems += [_one_line(record.value) for record in log.errors]
-    shown = "; ".join(problems[:_ERRORS_SHOWN])
-    return _finding(f"{test}.loadgen_errors", not problems, shown or "LoadGen logged no errors")
-
-
-def _number(log: DetailLog, key: str, factor: float = 1.0) -> float | None:
-    value = log.get(key)
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    return float(value) * factor if factor != 1.0 else float(value)
-
-
-def _finding(rule: str, passed: bool, detail: str) -> dict[str, Any]:
-    return dataclasses.asdict(Finding(rule=rule, passed=passed, detail=detail))
-
-
-def _one_line(value: object) -> str:
-    return " ".join(str(value).split())

@@ -9,7 +9,7 @@ the submission can see that the tokens counted are the tokens made:
     lengths       the tokens counted are as many as the tokens logged
 
 `verify` says this of a raw log, as the official run_verification.py does, and more strictly: all
-the samples must be there, once each, and of every answer the first token too.
+the queries must be there, once each, and of every answer the first token too.
 `verification_text` is what that program writes to verify_accuracy.txt, to the byte. Settings
 and sources are in `tree_rules.TEST06`.
 
@@ -77,7 +77,7 @@ def verify(
     ends = [_extra_ends(ids, eos_token_id) for ids in log.tokens]
     doubled = [index for index, extra in zip(log.qsl_idx.tolist(), ends, strict=True) if extra]
     findings = [
-        _samples(log, num_samples),
+        _samples(log, num_samples, is_drawn=scenario != "Offline"),
         _listed("end", "answers end with more than one end-of-sequence token", doubled),
         _lengths(log),
     ]
@@ -112,10 +112,17 @@ def _extra_ends(ids: NDArray[np.int32], eos_token_id: int) -> bool:
     return len(ids) > 2 and int(ids[-1]) == int(ids[-2]) == eos_token_id
 
 
-def _samples(log: AccuracyLog, num_samples: int) -> Finding:
-    unique = len(np.unique(log.qsl_idx))
+def _samples(log: AccuracyLog, num_samples: int, *, is_drawn: bool) -> Finding:
+    """That all queries are there, once each.
+
+    Offline issues a sample once. Where samples are queries of their own LoadGen draws each from
+    all of them, so that one may come twice: the rounds' seeds draw a hundred different ones of
+    24,576, but of the few of a small benchmark some repeat.
+    """
+    unique = len(np.unique(log.seq_id if is_drawn else log.qsl_idx))
     faults = [f"line {bad.line_no}: {bad.detail}" for bad in log.malformed[:3]]
-    detail = "; ".join([f"{len(log)} answers of {unique} samples, expected {num_samples}", *faults])
+    what = "queries" if is_drawn else "samples"
+    detail = "; ".join([f"{len(log)} answers of {unique} {what}, expected {num_samples}", *faults])
     passed = unique == len(log) == num_samples and not log.malformed
     return Finding(rule="samples", passed=passed, detail=detail)
 

@@ -31,7 +31,7 @@ _CONTROL_TYPE = 3
 
 
 class TextTokenizer:
-    """A tokenizer with the two batch operations that paceline needs."""
+    """A tokenizer with the operations that paceline needs."""
 
     def __init__(self, inner: Tokenizer) -> None:
         self._inner = inner
@@ -48,6 +48,14 @@ class TextTokenizer:
     def decode_batch(self, ids: Sequence[Sequence[int]]) -> list[str]:
         """Text of each list of ids, special tokens left out."""
         return list(self._inner.decode_batch([list(one) for one in ids], skip_special_tokens=True))
+
+    def ids_of(self, text: str) -> list[int]:
+        """Ids of a text; special tokens in it are recognised, none is added."""
+        return list(self._inner.encode(text, add_special_tokens=False).ids)
+
+    def text_of(self, token_ids: Sequence[int]) -> str:
+        """Text of ids, special tokens included."""
+        return str(self._inner.decode(list(token_ids), skip_special_tokens=False))
 
 
 def load_tokenizer(path: Path) -> TextTokenizer:

@@ -10,6 +10,13 @@ Imports nothing else of paceline and can be lifted out of it.
 
 from paceline.native.errors import NativeError
 from paceline.native.generation import GenRequest, GenResult
-from paceline.native.runner import Engine, EngineConfig
+from paceline.native.runner import Engine, EngineConfig, no_collections
 
-__all__ = ["Engine", "EngineConfig", "GenRequest", "GenResult", "NativeError"]
+__all__ = [
+    "Engine",
+    "EngineConfig",
+    "GenRequest",
+    "GenResult",
+    "NativeError",
+    "no_collections",
+]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -25,7 +25,7 @@ from paceline.native.model import Llama, StepTensors
 from paceline.native.parallel import TensorGroup, check_divides
 from paceline.native.weights import LoadOptions, load
 
-__all__ = ["Executor", "ExecutorConfig", "PendingIds"]
+__all__ = ["Executor", "ExecutorConfig", "PendingIds", "warm_up_shapes"]
 
 Progress = Callable[[str, float], None]
 
@@ -53,6 +53,7 @@ class ExecutorConfig:
     kv_pages: int | None
     max_context_len: int
     use_cuda_graphs: bool
+    eos_token_ids: tuple[int, ...]
 
 
 class PendingIds:
@@ -155,7 +156,9 @@ class Executor:
             progress=lambda fraction: progress("weights", fraction),
         )
         cache = KVCache(self._cache_config(), 1, config.device)
-        self.llama = Llama(self.source.config, weights, cache=cache, group=self.group)
+        # Recorded steps hold the addresses of the model's tensors: none is replaced after this.
+        model = replace(self.source.config, eos_token_ids=config.eos_token_ids)
+        self.llama = Llama(model, weights, cache=cache, group=self.group)
         self._make_buffers()
         if self.is_cuda:
             self._warm_up()
@@ -257,11 +260,8 @@ class Executor:
 
     def _warm_up(self) -> None:
         """Compile every kernel and reach the peak of activations, on padding alone."""
-        budget, num_slots = self.config.max_step_tokens, self.config.max_live_sequences
-        most = min(budget - 1, num_slots)
-        shapes: list[tuple[int, list[int]]] = [(1, []), (most, []), (most, [budget - most])]
-        shapes += [(0, [1] * min(64, budget)), (1, [budget - 1])]
-        for num_decodes, chunk_lens in shapes:
+        num_slots = self.config.max_live_sequences
+        for num_decodes, chunk_lens in warm_up_shapes(self.config):
             arrays = idle_arrays(num_decodes, chunk_lens, num_slots=num_slots, context_len=1)
             self._execute(arrays).wait(lambda: None)
 
@@ -299,6 +299,22 @@ class Executor:
             progress("graphs", (done + 1) / len(rows))
         if rows[-1] < min(_MAX_GRAPH_ROWS, self.config.max_step_tokens):
             self._graphs.clear()
+
+
+def warm_up_shapes(config: ExecutorConfig) -> list[tuple[int, list[int]]]:
+    """Decodes and chunk lengths of the steps that compile every kernel and reach the peak.
+
+    No chunk is longer than a context: its page table row ends there.
+    """
+    budget, longest = config.max_step_tokens, config.max_context_len
+    most = min(budget - 1, config.max_live_sequences)
+
+    def chunks(num_tokens: int) -> list[int]:
+        whole, rest = divmod(num_tokens, longest)
+        return [longest] * whole + ([rest] if rest else [])
+
+    shapes: list[tuple[int, list[int]]] = [(1, []), (most, []), (most, chunks(budget - most))]
+    return [*shapes, (0, [1] * min(64, budget)), (1, chunks(budget - 1))]
 
 
 def _padded(arrays: StepArrays, num_rows: int, num_slots: int) -> StepArrays:

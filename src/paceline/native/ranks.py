@@ -102,8 +102,6 @@ def _run_rank(config: EngineConfig, rank: int, init_method: str, connection: Con
         group = join(rank, config.tensor_parallel, init_method=init_method, device=resolved.device)
         executor = Executor(resolved, source, group=group)
         executor.prepare(lambda stage, fraction: None)
-        if config.eos_token_id is not None:
-            executor.llama.eos_E = torch.tensor([config.eos_token_id], device=resolved.device)
         while (arrays := connection.recv()) is not None:
             executor.execute(arrays)
     except (NativeError, RuntimeError, EOFError) as error:

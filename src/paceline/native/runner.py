@@ -3,15 +3,20 @@
 step n + 1 is planned and queued while the device runs step n; then the ids of step n
 are awaited, and the sequences they end leave. So the device never waits for the host,
 and an end of sequence is noticed one step late: the id computed past it is dropped.
+
+On a CPU host and device are one, and nothing is to be overlapped: a step's ids are handed
+out before the next step runs. The next step is planned without them all the same, so that
+what is planned does not depend on the device.
 """
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,13 +27,13 @@ from paceline.native.checkpoint import Source, open_source
 from paceline.native.errors import NativeError
 from paceline.native.executor import Executor, ExecutorConfig, PendingIds
 from paceline.native.generation import GenRequest, GenResult
-from paceline.native.inputs import build_arrays
+from paceline.native.inputs import StepArrays, build_arrays
 from paceline.native.model import ModelConfig
 from paceline.native.parallel import TensorGroup
 from paceline.native.ranks import Ranks
 from paceline.native.schedule import Scheduler, SchedulerConfig, StepPlan
 
-__all__ = ["Engine", "EngineConfig", "StepRecord"]
+__all__ = ["Engine", "EngineConfig", "StepRecord", "no_collections"]
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _QUANTIZATIONS = ("none", "fp8-tensor", "fp8-token")
@@ -87,6 +92,9 @@ class EngineConfig:
             kv_pages=self.kv_pages,
             max_context_len=self.max_context_len or model.max_context_len,
             use_cuda_graphs=self.use_cuda_graphs,
+            eos_token_ids=(
+                model.eos_token_ids if self.eos_token_id is None else (self.eos_token_id,)
+            ),
         )
 
     def _check(self) -> None:
@@ -136,6 +144,7 @@ class Engine:
         self._incoming: deque[GenRequest] = deque()
         self._lock = threading.Lock()
         self._in_flight: tuple[StepPlan, PendingIds] | None = None
+        self._planned: tuple[StepPlan, StepArrays] | None = None
         self._ranks: Ranks | None = None
         self._failed: NativeError | None = None
 
@@ -151,18 +160,15 @@ class Engine:
             group = self._ranks.join(config.device)
         self.executor = Executor(config, self.source, group=group)
         num_pages = self.executor.prepare(progress or (lambda stage, fraction: None))
-        eos = self.config.eos_token_id
         self.scheduler = Scheduler(
             SchedulerConfig(
                 max_step_tokens=config.max_step_tokens,
                 max_live_sequences=config.max_live_sequences,
                 max_context_len=config.max_context_len,
-                eos_token_ids=frozenset(self.source.config.eos_token_ids if eos is None else {eos}),
+                eos_token_ids=frozenset(config.eos_token_ids),
             ),
             PageAllocator(num_pages, config.page_len),
         )
-        if eos is not None:
-            self.executor.llama.eos_E = torch.tensor([eos], device=config.device)
 
     def add(self, requests: Iterable[GenRequest]) -> None:
         """Queue requests; any thread may call. Limits are checked here.
@@ -191,10 +197,18 @@ class Engine:
 
     @property
     def is_idle(self) -> bool:
-        return self._in_flight is None and self.waiting == 0 and self.live == 0
+        under_way = self._in_flight is not None or self._planned is not None
+        return not under_way and self.waiting == 0 and self.live == 0
+
+    @property
+    def first_tokens(self) -> list[tuple[int, int]]:
+        """(request_id, id) of the requests whose first id came in the last step."""
+        return self.scheduler.first_tokens
 
     def step(self) -> list[GenResult]:
         """Queue one step and take the ids of the one before; return the requests they finish.
+
+        On a CPU: run one step and take its own ids. `first_tokens` has what began.
 
         Raises
             NativeError  a NaN, no memory, a dead rank; the engine gives nothing after it.
@@ -216,20 +230,14 @@ class Engine:
 
         `on_step` gets the number of tokens that a finished step sampled.
         """
-        was_enabled = gc.isenabled()
-        # A collection walks every object of the process and would stall a step.
         gc.collect()
-        gc.disable()
-        try:
+        with no_collections():
             while not self.is_idle:
                 num_steps = len(self.records)
                 for result in self.step():
                     on_result(result)
                 if on_step is not None and len(self.records) > num_steps:
                     on_step(self.records[-1].num_sampled)
-        finally:
-            if was_enabled:
-                gc.enable()
 
     def stats(self) -> dict[str, Any]:
         """Counts since `start`; tokens are those of prompts and outputs that were computed."""
@@ -253,7 +261,7 @@ class Engine:
 
     def close(self) -> None:
         """End the other ranks and let go of the device's memory."""
-        self._in_flight = None
+        self._in_flight = self._planned = None
         if self._ranks is not None:
             self._ranks.close()
             self._ranks = None
@@ -263,34 +271,55 @@ class Engine:
                 torch.cuda.empty_cache()
 
     def _step(self) -> list[GenResult]:
+        self.scheduler.first_tokens = []
+        if self.resolved.device.type == "cpu":
+            return self._step_at_once()
+        planned = self._plan()
+        queued = (planned[0], self._queue(planned[1])) if planned is not None else None
+        if queued is None and self._in_flight is None:
+            self._require_idle()
+        before, self._in_flight = self._in_flight, queued
+        return [] if before is None else self._take(*before)
+
+    def _step_at_once(self) -> list[GenResult]:
+        planned, self._planned = self._planned or self._plan(), None
+        if planned is None:
+            self._require_idle()
+            return []
+        plan, arrays = planned
+        pending = self._queue(arrays)
+        self._planned = self._plan()
+        return self._take(plan, pending)
+
+    def _plan(self) -> tuple[StepPlan, StepArrays] | None:
+        """The next step, of all requests that have come; None if only results move things on."""
         with self._lock:
             incoming, self._incoming = self._incoming, deque()
         for request in incoming:
             self.scheduler.add(request)
         plan = self.scheduler.schedule()
-        queued = None
-        if plan.num_tokens:
-            queued = (plan, self._queue(plan))
-        elif self._in_flight is None and not self.scheduler.is_idle:
-            raise NativeError("the scheduler has work and plans none of it")
-        before, self._in_flight = self._in_flight, queued
-        if before is None:
-            return []
-        check = self._ranks.check if self._ranks is not None else _nothing
-        return self._take(before[0], before[1].wait(check))
-
-    def _queue(self, plan: StepPlan) -> PendingIds:
+        if not plan.num_tokens:
+            return None
+        pages_per_slot = self.executor.llama.cache.page_table_SI.shape[1]
         arrays = build_arrays(
             plan,
             page_len=self.resolved.page_len,
             num_slots=self.resolved.max_live_sequences,
-            pages_per_slot=self.executor.llama.cache.page_table_SI.shape[1],
+            pages_per_slot=pages_per_slot,
         )
+        return plan, arrays
+
+    def _require_idle(self) -> None:
+        if not self.scheduler.is_idle:
+            raise NativeError("the scheduler has work and plans none of it")
+
+    def _queue(self, arrays: StepArrays) -> PendingIds:
         if self._ranks is not None:
             self._ranks.send(arrays)
         return self.executor.execute(arrays)
 
-    def _take(self, plan: StepPlan, token_ids: list[int]) -> list[GenResult]:
+    def _take(self, plan: StepPlan, pending: PendingIds) -> list[GenResult]:
+        token_ids = pending.wait(self._ranks.check if self._ranks is not None else _nothing)
         results = self.scheduler.complete(plan, token_ids)
         self.records.append(
             StepRecord(
@@ -302,6 +331,18 @@ class Engine:
             )
         )
         return results
+
+
+@contextlib.contextmanager
+def no_collections() -> Iterator[None]:
+    """A collection walks every object of the process and would stall a step."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def _nothing() -> None:

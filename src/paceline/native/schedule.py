@@ -118,6 +118,7 @@ class Scheduler:
         self.running: list[Sequence] = []
         self.num_preemptions = 0
         self.num_dropped_tokens = 0
+        self.first_tokens: list[tuple[int, int]] = []
         self._waiting: list[tuple[int, int, Sequence]] = []
         self._preempted: deque[Sequence] = deque()
         self._free_slots = list(range(config.max_live_sequences - 1, -1, -1))
@@ -187,8 +188,12 @@ class Scheduler:
         return plan
 
     def complete(self, plan: StepPlan, token_ids: SequenceOf[int]) -> list[GenResult]:
-        """Take the ids that `plan` sampled, in its order; return the requests they finish."""
+        """Take the ids that `plan` sampled, in its order; return the requests they finish.
+
+        `first_tokens` then has (request_id, id) of the requests of which they are the first.
+        """
         now_ns = time.monotonic_ns()
+        self.first_tokens = []
         results = []
         for item, token_id in zip(plan.sampled, token_ids, strict=True):
             sequence = item.sequence
@@ -197,7 +202,9 @@ class Scheduler:
                 self.num_dropped_tokens += 1
                 continue
             sequence.token_ids.append(token_id)
-            sequence.first_token_ns = sequence.first_token_ns or now_ns
+            if not sequence.first_token_ns:
+                sequence.first_token_ns = now_ns
+                self.first_tokens.append((sequence.request_id, token_id))
             stops = token_id in self.config.eos_token_ids and not sequence.ignore_eos
             # The ids still in flight belong to the step after this one.
             output_len = len(sequence.token_ids) - sequence.prompt_len

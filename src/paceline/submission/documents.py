@@ -264,6 +264,14 @@ def _figures(result: Result) -> list[str]:
             f"{performance['samples_per_second']} samples/s, {performance['duration_s']:.6g} s"
         ),
     ]
+    if "latency_limits_ms" in performance:
+        percentile = performance["latency_percentile"]
+        lines.append(f"- target: {performance['target_qps']} samples/s")
+        lines += [
+            f"- p{percentile} {name.upper()}: {performance[f'{name}_p{percentile}_ms']} ms, "
+            f"below {limit_ms} ms"
+            for name, limit_ms in performance["latency_limits_ms"].items()
+        ]
     for metric, bound in rules.benchmark(result.benchmark).accuracy.items():
         high = f", at most {bound.high:.4f}" if bound.high is not None else ""
         lines.append(f"- {metric}: {accuracy[metric]}, at least {bound.low:.4f}{high}")

@@ -129,6 +129,16 @@ def require_measured(result: Result, *, division: str) -> None:
     if division == "open":
         return
     where = f"{result.benchmark} {result.scenario}"
+    for test in result.tests:
+        if bool(test.config.get("network")) != (division == "network"):
+            which = "no run" if division == "network" else "a run"
+            raise RunDirError(
+                f"{test.run_dir} is {which} of the network division, and the submission is of "
+                f"{division}.",
+                hint="run it again with --set run.network=true"
+                if division == "network"
+                else "--division network",
+            )
     word = result.performance.verdict["result"]
     if word != "VALID":
         raise RunDirError(
@@ -141,12 +151,32 @@ def require_measured(result: Result, *, division: str) -> None:
             "division asks for every target.",
             hint=f"paceline show {result.accuracy.run_dir} names them",
         )
+    for test in result.tests:
+        _require_exact(test, f"{where}, {test.name}", division=division)
     if result.compliance is None or result.compliance.verdict["compliance"] != "PASS":
         state = "missing" if result.compliance is None else "FAIL"
         raise RunDirError(
             f"{where}: TEST06 is {state}; the {division} division asks for it.",
             hint="paceline run --mode compliance with the settings of the performance run",
         )
+
+
+def _require_exact(test: Test, where: str, *, division: str) -> None:
+    """Refuse tokens that were counted from text, and servers whose check failed."""
+    engine = test.facts.get("engine", {})
+    if engine.get("exact_token_ids") is False:
+        raise RunDirError(
+            f"{where}: the server gave text only, so its token ids and counts are not exact; the "
+            f"{division} division asks for the tokens that the model made.",
+            hint="run again on a server that returns token ids: docs/engines.md lists them",
+        )
+    for check in engine.get("preflight", ()):
+        if check["passed"] is False:
+            raise RunDirError(
+                f"{where}: {check['server']} failed the check '{check['name']}': "
+                f"{check['detail']}.",
+                hint=check["hint"] or "run again with engine.endpoint.preflight=strict",
+            )
 
 
 def is_simulated(test: Test) -> bool:
@@ -204,6 +234,11 @@ def _identity(test: Test) -> dict[str, Any]:
         "engine": config["engine"],
         "engine_config": config["engine_config"],
         "device": {key: engine.get(key) for key in ("device", "device_name", "num_gpus")},
+        "served": {key: engine.get(key) for key in ("model", "exact_token_ids", "streaming")}
+        | {
+            server["url"]: {key: server[key] for key in ("kind", "version", "dialect")}
+            for server in engine.get("servers", ())
+        },
         "host": {key: host[key] for key in ("hostname", "cpu", "num_cores", "memory_bytes")},
         "versions": versions,
     }

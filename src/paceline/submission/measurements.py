@@ -103,6 +103,9 @@ def gpus_used(test: Test) -> bool:
 
 def _weights(test: Test) -> str:
     model: dict[str, Any] | None = test.manifest.get("model")
+    served = test.facts.get("engine", {}).get("model")
+    if model is None and served and not is_simulated(test):
+        return f"{served} (the name that the server gives)"
     if model is None or not model["files"]:
         return "none: the engine is simulated"
     weights = [name for name in model["files"] if name.endswith((".safetensors", ".gguf", ".bin"))]

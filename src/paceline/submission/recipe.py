@@ -32,6 +32,8 @@ def recipe_text(test: Test) -> str:
         f"run.{name}": config[name]
         for name in ("benchmark", "scenario", "round", "num_samples", "stall_timeout_s")
     }
+    if config.get("network"):
+        values["run.network"] = True
     values |= {f"loadgen.{name}": config["loadgen"][name] for name in _LOADGEN}
     engine = config["engine"]
     values["engine.name"] = engine
