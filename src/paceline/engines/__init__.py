@@ -181,6 +181,7 @@ class EngineContext:
 ENGINES: dict[str, tuple[str, str, str]] = {
     "endpoint": ("paceline.engines.endpoint", "EndpointEngine", "EndpointConfig"),
     "fake": ("paceline.engines.fake", "FakeEngine", "FakeConfig"),
+    "managed": ("paceline.engines.managed", "ManagedEngine", "ManagedConfig"),
     "native": ("paceline.engines.native", "NativeEngine", "NativeConfig"),
     "reference": ("paceline.engines.reference", "ReferenceEngine", "ReferenceConfig"),
 }
