@@ -188,6 +188,7 @@ def _make_engine(choice: EngineChoice, report: Report) -> engines.Engine:
         max_new_tokens=choice.benchmark.max_new_tokens,
         log_dir=Path(tempfile.gettempdir()) / f"paceline-serve-{os.getpid()}",
         report=report,
+        streaming=True,
     )
     return engines.load(choice.engine)(choice.engine_config, context)
 
