@@ -39,7 +39,7 @@ def test_the_model_is_listed_and_says_that_it_is_simulated(
     (model,) = client.models.list().data
     assert model.id == server.model
     assert model.owned_by == "paceline"
-    assert model.max_model_len == 552  # type: ignore[attr-defined]
+    assert model.max_model_len == 544  # type: ignore[attr-defined]
     assert model.engine == "fake"  # type: ignore[attr-defined]
     assert model.simulated is True  # type: ignore[attr-defined]
     assert client.models.retrieve(server.model).id == server.model
@@ -187,8 +187,8 @@ def _noted(server: Served) -> bool:
         ({"prompt": None}, "prompt", "must be a text"),
         ({"prompt": [49152]}, "prompt", "from 0 to 49151"),
         ({"prompt": [-1]}, "prompt", "from 0 to 49151"),
-        ({"prompt": [5] * 545}, "prompt", "maximum context length is 552 tokens"),
-        ({"prompt": [5], "max_tokens": 552}, "prompt", "(1 in your prompt; 552"),
+        ({"prompt": [5] * 540}, "prompt", "maximum context length is 544 tokens"),
+        ({"prompt": [5], "max_tokens": 544}, "prompt", "(1 in your prompt; 544"),
     ],
 )
 def test_a_bad_request_is_told_what_is_wrong(
@@ -203,7 +203,7 @@ def test_a_bad_request_is_told_what_is_wrong(
 
 def test_the_clients_own_exceptions_are_raised(client: openai.OpenAI, server: Served) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
-        ask(client, server, [5] * 545)
+        ask(client, server, [5] * 540)
     assert caught.value.code == "context_length_exceeded"
     with pytest.raises(openai.NotFoundError, match="There is no model 'gpt-5'"):
         client.completions.create(model="gpt-5", prompt="Hi")

@@ -5,7 +5,7 @@ that a checkpoint brings along are left out, weights and KV cache are FP8 on GPU
 sequences and tokens a step by the memory of a server's GPUs: what the submissions and the peer
 measurements that docs/servers.md names used.
 
-Sources: vLLM `vllm serve --help=all` (0.20 to 0.30); SGLang docs/advanced_features/
+Sources: vLLM `vllm serve --help=all`; SGLang docs/advanced_features/
 server_arguments.md (004813e1); TensorRT-LLM tensorrt_llm/commands/serve.py (00209af1), whose
 `--extra_llm_api_options` file overwrites what flags say; llama.cpp tools/server/README.md
 (00dc8057); llama-cpp-python 0.3.36 `python -m llama_cpp.server --help`.
@@ -44,7 +44,7 @@ def _vllm_flags(plan: ServerPlan) -> list[Flag]:
         ("--max-num-batched-tokens", str(plan.max_step_tokens)),
         ("--gpu-memory-utilization", f"{plan.memory_fraction:g}"),
         ("--no-enable-prefix-caching", None),
-        # Versions around 0.10 refuse it together with pipeline stages.
+        # Left to the server with pipeline stages, where not every version takes it.
         ("--async-scheduling", None) if plan.pipeline_parallel == 1 else None,
         ("--generation-config", "vllm"),
         ("--disable-log-stats", None),
