@@ -21,7 +21,7 @@ from typing import Annotated, Any
 import typer
 
 import paceline
-from paceline.cli import flags_check, flags_endpoint, flags_publish, flags_submit
+from paceline.cli import flags_check, flags_endpoint, flags_publish, flags_serve
 from paceline.errors import PacelineError
 
 __all__ = [
@@ -56,11 +56,9 @@ bench_app = typer.Typer(
 )
 app.add_typer(data_app, name="data")
 app.add_typer(bench_app, name="bench")
-app.command("system")(flags_submit.system)
-app.command("submit")(flags_submit.submit)
-app.command("check")(flags_check.check)
-app.command("preflight")(flags_endpoint.preflight)
 flags_publish.add_verbs(app)
+app.command("serve")(flags_serve.serve)
+app.command("preflight")(flags_endpoint.preflight)
 bench_app.command("check")(flags_check.bench_check)
 bench_app.command("endpoint")(flags_endpoint.bench_endpoint)
 

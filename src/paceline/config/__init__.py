@@ -6,6 +6,7 @@
     settings.py   keys, their types and defaults; reading recipes and overrides
     resolve.py    RunConfig, and how "auto" becomes a value
     scenario.py   what the scenario decides: LoadGen's settings, the search for a rate
+    serving.py    the same for a server: an engine and its model alone
 
 All validation that needs no device happens here, before torch or LoadGen is imported.
 """
@@ -19,12 +20,14 @@ from paceline.config.resolve import (
     resolve,
 )
 from paceline.config.scenario import FindQps, LoadGenSettings
+from paceline.config.serving import EngineChoice, resolve_engine
 from paceline.config.settings import AUTO, MODES, Key, Setting, known_keys, read_settings
 
 __all__ = [
     "AUTO",
     "MODES",
     "RANDOM_WEIGHTS",
+    "EngineChoice",
     "FindQps",
     "Key",
     "LoadGenSettings",
@@ -36,4 +39,5 @@ __all__ = [
     "known_keys",
     "read_settings",
     "resolve",
+    "resolve_engine",
 ]

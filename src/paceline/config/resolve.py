@@ -31,7 +31,9 @@ __all__ = [
     "demo_dataset",
     "effective_values",
     "embedded_model",
+    "engine_settings",
     "resolve",
+    "resolve_model",
 ]
 
 
@@ -94,11 +96,11 @@ def resolve(settings: Mapping[str, Setting], wheel_round: str | None) -> RunConf
     value = {name: setting.value for name, setting in settings.items()}
     benchmark = rules.benchmark(value["run.benchmark"])
     engine = value["engine.name"]
-    engine_config = _engine_config(engine, value)
+    engine_config = engine_settings(engine, value)
     _check_choices(value, benchmark)
     _refuse_idle_search(settings)
     round_name = _resolve_round(value["run.round"], wheel_round, benchmark)
-    model = _resolve_model(value["model.path"], engine, benchmark)
+    model = resolve_model(value["model.path"], engine, benchmark)
     num_samples = benchmark.num_samples
     if value["run.num_samples"] != AUTO:
         num_samples = value["run.num_samples"]
@@ -163,7 +165,8 @@ def demo_dataset() -> Path:
     return Path(rules.__file__).parent / "data" / "demo_samples.parquet"
 
 
-def _engine_config(engine: str, value: Mapping[str, Any]) -> Any:
+def engine_settings(engine: str, value: Mapping[str, Any]) -> Any:
+    """The engine's own config, of the keys that belong to it. Raises InputError."""
     prefix = f"engine.{engine}."
     own = {name.removeprefix(prefix): v for name, v in value.items() if name.startswith(prefix)}
     return config_class(engine)(**own)
@@ -199,7 +202,8 @@ def _resolve_round(asked: str, wheel_round: str | None, benchmark: rules.Benchma
     return wheel_round if wheel_round is not None else next(reversed(rules.ROUNDS))
 
 
-def _resolve_model(asked: str, engine: str, benchmark: rules.Benchmark) -> Path | None:
+def resolve_model(asked: str, engine: str, benchmark: rules.Benchmark) -> Path | None:
+    """The model's path; None when the engine needs none. Raises InputError."""
     if asked.startswith(RANDOM_WEIGHTS):
         if engine != "native":
             raise InputError(

@@ -13,6 +13,9 @@ token the moment it exists.
 Every submitted request is answered exactly once, by `done`, `done_all` or `failed`, from any
 thread. An engine that cannot go on raises EngineError from `drain`.
 
+Two things an engine may do besides: hand every token to a StreamSink as it exists, and forget
+requests that nobody waits for (CancellingEngine).
+
 The class of each engine and of its settings are named in ENGINES as dotted paths, so that naming
 an engine costs no import of torch, ray or aiohttp.
 """
@@ -34,12 +37,14 @@ from paceline.errors import InputError, PacelineError
 __all__ = [
     "ENGINES",
     "NETWORK_ENGINES",
+    "CancellingEngine",
     "Completion",
     "Engine",
     "EngineContext",
     "NetworkEngine",
     "Request",
     "Sink",
+    "StreamSink",
     "TextCodec",
     "TokenIds",
     "config_class",
@@ -94,6 +99,14 @@ class Sink(Protocol):
         """So many more tokens exist than at the last call; for the live display only."""
 
 
+@runtime_checkable
+class StreamSink(Sink, Protocol):
+    """A Sink that wants every token when it exists; engines that cannot give them leave it be."""
+
+    def tokens(self, pairs: Sequence[tuple[int, int]]) -> None:
+        """Tokens after each request's first: (request_id, token_id), in the order they came."""
+
+
 class Engine(Protocol):
     """What turns Requests into Completions; see the module docstring for the order of calls."""
 
@@ -107,6 +120,14 @@ class Engine(Protocol):
 
     def describe(self) -> dict[str, Any]:
         """What made the tokens, for the manifest: device, precision, versions, counts."""
+
+
+@runtime_checkable
+class CancellingEngine(Protocol):
+    """An engine that can forget requests."""
+
+    def cancel(self, request_ids: Sequence[int]) -> None:
+        """Nothing more is said of these; their room is given to others. Unknown ids are none."""
 
 
 class TextCodec(Protocol):
@@ -160,6 +181,7 @@ class EngineContext:
 ENGINES: dict[str, tuple[str, str, str]] = {
     "endpoint": ("paceline.engines.endpoint", "EndpointEngine", "EndpointConfig"),
     "fake": ("paceline.engines.fake", "FakeEngine", "FakeConfig"),
+    "managed": ("paceline.engines.managed", "ManagedEngine", "ManagedConfig"),
     "native": ("paceline.engines.native", "NativeEngine", "NativeConfig"),
     "reference": ("paceline.engines.reference", "ReferenceEngine", "ReferenceConfig"),
 }

@@ -15,83 +15,17 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from paceline.engines import Completion, EngineContext, Request, Sink
-from paceline.errors import CheckpointError, EngineError, InputError, MissingExtraError
+from paceline.engines import Completion, EngineContext, Request, Sink, StreamSink
+from paceline.engines.native_settings import NativeConfig
+from paceline.errors import CheckpointError, EngineError, MissingExtraError
 
 __all__ = ["NativeConfig", "NativeEngine"]
 
 log = logging.getLogger(__name__)
-
-_CHOICES = {
-    "device": ("auto", "cpu", "cuda"),
-    "dtype": ("auto", "float32", "bfloat16", "float16"),
-    "quantization": ("none", "fp8-tensor", "fp8-token"),
-    "kv_dtype": ("auto", "float32", "bfloat16", "float16", "fp8"),
-}
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class NativeConfig:
-    """Settings of the native engine. Lengths and budgets are in tokens."""
-
-    device: str = "auto"
-    """cpu, cuda, or auto: the first GPU if the machine has one."""
-
-    dtype: str = "auto"
-    """float32, bfloat16 or float16; auto: float32 on a CPU, bfloat16 on a GPU."""
-
-    quantization: str = "none"
-    """none, fp8-tensor or fp8-token: how linear layers multiply."""
-
-    kv_dtype: str = "auto"
-    """auto (fp8 if the linear layers are, else dtype), float32, bfloat16, float16 or fp8."""
-
-    max_step_tokens: int = 2048
-    """Tokens of one step, prompts and outputs together."""
-
-    max_live_sequences: int = 1024
-    """Most sequences in the cache at once."""
-
-    page_len: int = 32
-    """Tokens of a page of the cache."""
-
-    kv_memory_fraction: float = 0.95
-    """Share of the memory left by the weights that the cache takes."""
-
-    kv_pages: int = 0
-    """Pages of the cache; 0: by kv_memory_fraction."""
-
-    tensor_parallel: int = 1
-    """Devices that share one copy of the model."""
-
-    data_parallel: int = 1
-    """Copies of the model, one a device."""
-
-    use_cuda_graphs: bool = True
-    """Replay recorded steps where that pays."""
-
-    def __post_init__(self) -> None:
-        for name, choices in _CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise InputError(
-                    f"engine.native.{name} is '{getattr(self, name)}'.",
-                    hint=f"one of {', '.join(choices)}",
-                )
-        if self.data_parallel > 1 and self.tensor_parallel > 1:
-            raise InputError(
-                "engine.native: data_parallel and tensor_parallel are both more than 1.",
-                hint="set one of them to 1",
-            )
-        counts = ("max_step_tokens", "max_live_sequences", "tensor_parallel", "data_parallel")
-        if any(getattr(self, name) < 1 for name in counts) or self.kv_pages < 0:
-            raise InputError(
-                f"engine.native: {', '.join(counts)} are at least 1.", hint="and kv_pages 0 or more"
-            )
 
 
 class NativeEngine:
@@ -107,6 +41,11 @@ class NativeEngine:
         self._copies: list[Any] = []
         self._threads: list[threading.Thread] = []
         self._facts: dict[str, Any] = {}
+        # Of each copy, what it is to forget before its next step.
+        self._cancelled: list[set[int]] = [set() for _ in range(config.data_parallel)]
+        # Sinks that want each token, by identity: they are looked up once a token.
+        self._stream_sinks: dict[int, StreamSink] = {}
+        self._failure: EngineError | None = None
 
     def start(self) -> None:
         if importlib.util.find_spec("torch") is None:
@@ -125,6 +64,8 @@ class NativeEngine:
             "device": device,
             "device_name": torch.cuda.get_device_name() if device == "cuda" else "cpu",
             "load_s": round(time.perf_counter() - start_s, 3),
+            "max_context_len": min(_longest(engine) for engine in self._copies),
+            "vocabulary_size": self._copies[0].source.config.vocab_size,
         }
         # What there is by now stays to the end: collections, which happen while there is nothing
         # to do, need not walk it each time.
@@ -132,15 +73,31 @@ class NativeEngine:
         gc.freeze()
         for copy, engine in enumerate(self._copies):
             name = f"native-engine-{copy}"
-            thread = threading.Thread(target=self._work, args=(engine,), name=name, daemon=True)
+            arguments = (engine, self._cancelled[copy])
+            thread = threading.Thread(target=self._work, args=arguments, name=name, daemon=True)
             thread.start()
             self._threads.append(thread)
 
     def submit(self, requests: Sequence[Request], sink: Sink) -> None:
+        failure = self._failure
+        if failure is not None:
+            for request in requests:
+                sink.failed(request.request_id, failure)
+            return
+        if isinstance(sink, StreamSink):
+            self._stream_sinks[id(sink)] = sink
         with self._changed:
             self._sinks |= {request.request_id: sink for request in requests}
             ordered = sorted(requests, key=lambda request: -len(request.token_ids))
             self._pile.extend(ordered)
+            self._changed.notify_all()
+
+    def cancel(self, request_ids: Sequence[int]) -> None:
+        with self._changed:
+            gone = {i for i in request_ids if self._sinks.pop(i, None) is not None}
+            self._pile = deque(one for one in self._pile if one.request_id not in gone)
+            for cancelled in self._cancelled:
+                cancelled |= gone
             self._changed.notify_all()
 
     def drain(self) -> None:
@@ -194,7 +151,7 @@ class NativeEngine:
             raise CheckpointError(error.message, hint=error.hint) from error
         return engine
 
-    def _work(self, engine: Any) -> None:
+    def _work(self, engine: Any, cancelled: set[int]) -> None:
         """Step one copy until the engine closes; whatever ends it is told to every request."""
         import torch
 
@@ -204,7 +161,7 @@ class NativeEngine:
             with _on_device(str(engine.resolved.device), torch):
                 while self._await_work(engine):
                     with native.no_collections():
-                        self._run_until_idle(engine)
+                        self._run_until_idle(engine, cancelled)
         except Exception as error:
             log.exception("the native engine failed")
             message = getattr(error, "message", None) or f"{type(error).__name__}: {error}"
@@ -219,18 +176,45 @@ class NativeEngine:
         self._top_up(engine)
         return True
 
-    def _run_until_idle(self, engine: Any) -> None:
-        """Step, with what comes meanwhile; first tokens and results leave as they come."""
+    def _run_until_idle(self, engine: Any, cancelled: set[int]) -> None:
+        """Step, with what comes meanwhile; tokens and results leave as they come."""
         while not engine.is_idle:
+            self._forget(engine, cancelled)
             num_steps = len(engine.records)
             results = engine.step()
             for request_id, token_id in engine.first_tokens:
-                self._sinks[request_id].first_token(request_id, token_id)
+                sink = self._sinks.get(request_id)
+                if sink is not None:
+                    sink.first_token(request_id, token_id)
+            if self._stream_sinks:
+                self._stream(engine)
             for result in results:
                 self._deliver(result)
             if len(engine.records) > num_steps:
                 self._report_step(engine.records[-1].num_sampled)
             self._top_up(engine)
+        with self._changed:
+            cancelled.clear()
+
+    def _forget(self, engine: Any, cancelled: set[int]) -> None:
+        """Take out of the copy what was cancelled; what has yet to reach it stays noted."""
+        from paceline import native
+
+        if cancelled:
+            with self._changed:
+                cancelled -= native.cancel(engine.scheduler, cancelled)
+
+    def _stream(self, engine: Any) -> None:
+        """Hand the last step's tokens to the sinks that want each."""
+        pairs, engine.scheduler.later_tokens = engine.scheduler.later_tokens, []
+        own: dict[int, list[tuple[int, int]]] = {name: [] for name in self._stream_sinks}
+        for pair in pairs:
+            name = id(self._sinks.get(pair[0]))
+            if name in own:
+                own[name].append(pair)
+        for name, sink in list(self._stream_sinks.items()):
+            if own.get(name):
+                sink.tokens(own[name])
 
     def _top_up(self, engine: Any) -> None:
         """Keep a copy in work: a full cache, and a reserve of a quarter more."""
@@ -256,7 +240,9 @@ class NativeEngine:
 
     def _deliver(self, result: Any) -> None:
         with self._changed:
-            sink = self._sinks.pop(result.request_id)
+            sink = self._sinks.pop(result.request_id, None)
+        if sink is None:  # cancelled while its last step ran
+            return
         ids = np.asarray(result.token_ids, dtype=np.int32)
         sink.done(Completion(result.request_id, ids, result.finish_reason))
         with self._changed:
@@ -271,11 +257,18 @@ class NativeEngine:
 
     def _fail_all(self, error: EngineError) -> None:
         with self._changed:
+            self._failure = error
             sinks, self._sinks = self._sinks, {}
             self._pile.clear()
             self._changed.notify_all()
         for request_id, sink in sinks.items():
             sink.failed(request_id, error)
+
+
+def _longest(engine: Any) -> int:
+    """The longest request that the copy can hold: its context, or all of its cache."""
+    cache_len = engine.scheduler.allocator.num_pages * engine.resolved.page_len
+    return int(min(engine.resolved.max_context_len, cache_len))
 
 
 def _resolve_device(device: str, torch: Any) -> str:

@@ -8,6 +8,7 @@
 Imports nothing else of paceline and can be lifted out of it.
 """
 
+from paceline.native.cancel import cancel
 from paceline.native.errors import NativeError
 from paceline.native.generation import GenRequest, GenResult
 from paceline.native.runner import Engine, EngineConfig, no_collections
@@ -18,5 +19,6 @@ __all__ = [
     "GenRequest",
     "GenResult",
     "NativeError",
+    "cancel",
     "no_collections",
 ]

@@ -119,6 +119,7 @@ class Scheduler:
         self.num_preemptions = 0
         self.num_dropped_tokens = 0
         self.first_tokens: list[tuple[int, int]] = []
+        self.later_tokens: list[tuple[int, int]] = []
         self._waiting: list[tuple[int, int, Sequence]] = []
         self._preempted: deque[Sequence] = deque()
         self._free_slots = list(range(config.max_live_sequences - 1, -1, -1))
@@ -190,10 +191,11 @@ class Scheduler:
     def complete(self, plan: StepPlan, token_ids: SequenceOf[int]) -> list[GenResult]:
         """Take the ids that `plan` sampled, in its order; return the requests they finish.
 
-        `first_tokens` then has (request_id, id) of the requests of which they are the first.
+        `first_tokens` then has (request_id, id) of the requests of which they are the first,
+        `later_tokens` those of the others.
         """
         now_ns = time.monotonic_ns()
-        self.first_tokens = []
+        self.first_tokens, self.later_tokens = [], []
         results = []
         for item, token_id in zip(plan.sampled, token_ids, strict=True):
             sequence = item.sequence
@@ -205,6 +207,8 @@ class Scheduler:
             if not sequence.first_token_ns:
                 sequence.first_token_ns = now_ns
                 self.first_tokens.append((sequence.request_id, token_id))
+            else:
+                self.later_tokens.append((sequence.request_id, token_id))
             stops = token_id in self.config.eos_token_ids and not sequence.ignore_eos
             # The ids still in flight belong to the step after this one.
             output_len = len(sequence.token_ids) - sequence.prompt_len

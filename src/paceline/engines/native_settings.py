@@ -1,0 +1,75 @@
+"""Settings of the native engine; read by the command line, so nothing heavy is imported."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from paceline.errors import InputError
+
+__all__ = ["NativeConfig"]
+
+_CHOICES = {
+    "device": ("auto", "cpu", "cuda"),
+    "dtype": ("auto", "float32", "bfloat16", "float16"),
+    "quantization": ("none", "fp8-tensor", "fp8-token"),
+    "kv_dtype": ("auto", "float32", "bfloat16", "float16", "fp8"),
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NativeConfig:
+    """Settings of the native engine. Lengths and budgets are in tokens."""
+
+    device: str = "auto"
+    """cpu, cuda, or auto: the first GPU if the machine has one."""
+
+    dtype: str = "auto"
+    """float32, bfloat16 or float16; auto: float32 on a CPU, bfloat16 on a GPU."""
+
+    quantization: str = "none"
+    """none, fp8-tensor or fp8-token: how linear layers multiply."""
+
+    kv_dtype: str = "auto"
+    """auto (fp8 if the linear layers are, else dtype), float32, bfloat16, float16 or fp8."""
+
+    max_step_tokens: int = 2048
+    """Tokens of one step, prompts and outputs together."""
+
+    max_live_sequences: int = 1024
+    """Most sequences in the cache at once."""
+
+    page_len: int = 32
+    """Tokens of a page of the cache."""
+
+    kv_memory_fraction: float = 0.95
+    """Share of the memory left by the weights that the cache takes."""
+
+    kv_pages: int = 0
+    """Pages of the cache; 0: by kv_memory_fraction."""
+
+    tensor_parallel: int = 1
+    """Devices that share one copy of the model."""
+
+    data_parallel: int = 1
+    """Copies of the model, one a device."""
+
+    use_cuda_graphs: bool = True
+    """Replay recorded steps where that pays."""
+
+    def __post_init__(self) -> None:
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise InputError(
+                    f"engine.native.{name} is '{getattr(self, name)}'.",
+                    hint=f"one of {', '.join(choices)}",
+                )
+        if self.data_parallel > 1 and self.tensor_parallel > 1:
+            raise InputError(
+                "engine.native: data_parallel and tensor_parallel are both more than 1.",
+                hint="set one of them to 1",
+            )
+        counts = ("max_step_tokens", "max_live_sequences", "tensor_parallel", "data_parallel")
+        if any(getattr(self, name) < 1 for name in counts) or self.kv_pages < 0:
+            raise InputError(
+                f"engine.native: {', '.join(counts)} are at least 1.", hint="and kv_pages 0 or more"
+            )
