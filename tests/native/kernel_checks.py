@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from paceline.native import attention, decode_sm89, fused, gemm, prefill, rotary, sample
+from paceline.native import attention, decode_sm89, fused, gemm, packed, prefill, rotary, sample
 from paceline.native.fused import FP8_DTYPE, Quantized, Target
 from paceline.native.rotary import KVScale, RopeConfig
 
@@ -244,6 +244,28 @@ def check_linear(case: Case) -> None:
             layer = gemm.Linear(codes, scale, target.scale)
             got = gemm.linear(x, layer, torch.bfloat16)
             close(got, gemm.linear_ref(x, layer, torch.bfloat16), relative=1e-2, name="linear")
+
+
+def check_packed_linear(case: Case) -> None:
+    group, kind = case.rng.choice([(128, "int4"), (64, "int4"), (32, "fp4"), (16, "fp4")])
+    is_fp8 = kind == "int4" and case.rng.random() < 0.5
+    width = (128 if group == 128 else 64) * case.rng.randint(1, 6)
+    tokens, out = case.rng.randint(1, 150), case.rng.randint(1, 200)
+    weight = packed.PackedWeight(
+        torch.randint(0, 256, (out, width // 2), dtype=torch.uint8).to(case.device),
+        (torch.rand(out, width // group) + 0.5).to(torch.bfloat16).to(case.device),
+        (torch.rand(out) + 0.5).to(case.device) if kind == "fp4" else None,
+        kind,
+        packed.block_len_of(width, group),
+        takes_fp8=is_fp8,
+    )
+    dtype = torch.bfloat16 if case.is_gpu else torch.float32
+    x = case.normal(tokens, width, dtype=dtype, std=4.0)
+    if is_fp8:
+        x = fused.quantize_rows_ref(x, target=Target(True))
+    got = packed.packed_linear(x, weight, dtype)
+    want = packed.packed_linear_ref(x, weight, dtype)
+    close(got, want, relative=1e-2 if case.is_gpu else 1e-5, name=f"packed_linear {kind} {is_fp8}")
 
 
 CHECKS: dict[str, Callable[[Case], None]] = {

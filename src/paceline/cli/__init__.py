@@ -21,13 +21,21 @@ from typing import Annotated, Any
 import typer
 
 import paceline
-from paceline.cli import flags_check, flags_endpoint, flags_publish, flags_serve
+from paceline.cli import (
+    flags_check,
+    flags_compare,
+    flags_endpoint,
+    flags_engine,
+    flags_model,
+    flags_publish,
+    flags_quantize,
+    flags_serve,
+)
 from paceline.errors import PacelineError
 
 __all__ = [
     "app",
     "bench_data",
-    "bench_engine",
     "bench_harness",
     "bench_scoring",
     "data_build",
@@ -56,10 +64,14 @@ bench_app = typer.Typer(
 )
 app.add_typer(data_app, name="data")
 app.add_typer(bench_app, name="bench")
+app.add_typer(flags_model.app, name="model")
 flags_publish.add_verbs(app)
 app.command("serve")(flags_serve.serve)
 app.command("preflight")(flags_endpoint.preflight)
+app.command("quantize")(flags_quantize.quantize)
+app.command("compare")(flags_compare.compare)
 bench_app.command("check")(flags_check.bench_check)
+bench_app.command("engine")(flags_engine.bench_engine)
 bench_app.command("endpoint")(flags_endpoint.bench_endpoint)
 
 RecipeArgument = Annotated[
@@ -270,54 +282,6 @@ def bench_data(
 ) -> None:
     """Rows/s of `data build` on made-up rows, against tokenising row by row."""
     _verbs().bench_data(rows, as_json=as_json)
-
-
-@bench_app.command("engine")
-def bench_engine(
-    weights: Annotated[
-        str, typer.Option(help="A folder, a GGUF file, or random:NAME.")
-    ] = "random:llama2-70b",
-    lengths: Annotated[
-        Path | None,
-        typer.Option(help="JSON list of [prompt, output] tokens; none: drawn lengths."),
-    ] = None,
-    samples: Annotated[int, typer.Option(min=1)] = 3000,
-    layers: Annotated[int | None, typer.Option(min=1, help="Only so many layers.")] = None,
-    steady: Annotated[
-        int | None, typer.Option(min=20, help="Time so many steps from a full cache instead.")
-    ] = None,
-    order: Annotated[str, typer.Option(help="Prompts longest first, or as given.")] = "longest",
-    stop_after: Annotated[float | None, typer.Option(help="Stop after so many seconds.")] = None,
-    device: Annotated[str, typer.Option(help="cuda or cpu.")] = "cuda",
-    dtype: Annotated[str, typer.Option(help="bfloat16, float16 or float32.")] = "bfloat16",
-    quantization: Annotated[
-        str, typer.Option(help="none, fp8-tensor or fp8-token.")
-    ] = "fp8-tensor",
-    max_step_tokens: Annotated[int, typer.Option(min=1)] = 2048,
-    max_live: Annotated[int, typer.Option(min=1, help="Most live sequences.")] = 1280,
-    kv_memory_fraction: Annotated[float, typer.Option(min=0.05, max=1.0)] = 0.97,
-    as_json: JsonOption = False,
-) -> None:
-    """Speed of the native engine alone: whole run, steady, and where a step's time goes."""
-    importlib.import_module("paceline.cli.engine_verbs").bench_engine(
-        lengths,
-        samples=samples,
-        options={
-            "weights": weights,
-            "device": device,
-            "dtype": dtype,
-            "quantization": quantization,
-            "max_step_tokens": max_step_tokens,
-            "max_live_sequences": max_live,
-            "kv_memory_fraction": kv_memory_fraction,
-            "max_context_len": 2048,
-            "num_layers": layers,
-            "steady_steps": steady,
-            "is_longest_first": order == "longest",
-            "stop_after_s": stop_after,
-        },
-        as_json=as_json,
-    )
 
 
 def main() -> None:

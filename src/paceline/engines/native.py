@@ -63,6 +63,7 @@ class NativeEngine:
         self._facts = {
             "device": device,
             "device_name": torch.cuda.get_device_name() if device == "cuda" else "cpu",
+            **self._precision(),
             "load_s": round(time.perf_counter() - start_s, 3),
             "max_context_len": min(_longest(engine) for engine in self._copies),
             "vocabulary_size": self._copies[0].source.config.vocab_size,
@@ -117,6 +118,12 @@ class NativeEngine:
 
     def describe(self) -> dict[str, Any]:
         return {**self._facts, "copies": [engine.stats() for engine in self._copies]}
+
+    def _precision(self) -> dict[str, Any]:
+        """What the weights are stored as, how products run, and in which type."""
+        stats, resolved = self._copies[0].stats(), self._copies[0].resolved
+        stated = {name: stats[name] for name in ("checkpoint_format", "quantization", "kv_dtype")}
+        return {**stated, "dtype": str(resolved.dtype).removeprefix("torch.")}
 
     def _start_copy(self, device: str, torch: Any) -> Any:
         from paceline import native

@@ -11,7 +11,7 @@ __all__ = ["NativeConfig"]
 _CHOICES = {
     "device": ("auto", "cpu", "cuda"),
     "dtype": ("auto", "float32", "bfloat16", "float16"),
-    "quantization": ("none", "fp8-tensor", "fp8-token"),
+    "quantization": ("auto", "none", "fp8-tensor", "fp8-token", "w4a16", "w4a8", "mxfp4", "nvfp4"),
     "kv_dtype": ("auto", "float32", "bfloat16", "float16", "fp8"),
 }
 
@@ -26,11 +26,11 @@ class NativeConfig:
     dtype: str = "auto"
     """float32, bfloat16 or float16; auto: float32 on a CPU, bfloat16 on a GPU."""
 
-    quantization: str = "none"
-    """none, fp8-tensor or fp8-token: how linear layers multiply."""
+    quantization: str = "auto"
+    """auto (as stored), none, fp8-tensor, fp8-token, w4a16, w4a8, mxfp4 or nvfp4."""
 
     kv_dtype: str = "auto"
-    """auto (fp8 if the linear layers are, else dtype), float32, bfloat16, float16 or fp8."""
+    """auto (fp8 if stored or with fp8 products), float32, bfloat16, float16 or fp8."""
 
     max_step_tokens: int = 2048
     """Tokens of one step, prompts and outputs together."""

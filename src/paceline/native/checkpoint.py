@@ -1,4 +1,4 @@
-"""Where weights come from: a Hugging Face directory, a GGUF file, or a random generator.
+"""Where weights come from: a Hugging Face directory, a GGUF file, or `random_weights`.
 
 A source says what the model is (`config`) and gives one named weight at a time, a rank's
 share of it, on the device it is wanted on. Names are Hugging Face's.
@@ -6,44 +6,50 @@ share of it, on the device it is wanted on. Names are Hugging Face's.
 Shape letters (this file)
     N   output width of a weight
     K   input width
+    G   groups of K that share a scale
 """
 
 from __future__ import annotations
 
 import json
-import re
 from collections import OrderedDict
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from paceline.native.errors import NativeError
-from paceline.native.fused import FP8_DTYPE, FP8_MAX
+from paceline.native.formats import StoredFormat, power_of_two, stored_format
+from paceline.native.fused import FP8_DTYPE
 from paceline.native.model import ModelConfig
 from paceline.native.rotary import RopeConfig
 
-__all__ = ["Part", "RandomSource", "SafetensorsSource", "Source", "hf_config", "open_source"]
+__all__ = ["Part", "SafetensorsSource", "Source", "hf_config", "open_source"]
 
 
 @dataclass(slots=True)
 class Part:
     """A stored weight: value ~ weight * weight_scale where that is given (FP8 codes).
 
-    weight_scale is () or (N,) float32; input_scale is () float32 or None.
+    weight_scale is () or (N,) float32; input_scale is () float32 or None. Where `kind` is int4
+    or fp4, `weight_NK` is (N, K / 2) bytes (see `formats`), `weight_scale` (N, K / group), and
+    `global_scale` () float32 divides the scales.
     """
 
     weight_NK: Tensor
     weight_scale: Tensor | None = None
     input_scale: Tensor | None = None
+    kind: str | None = None
+    global_scale: Tensor | None = None
 
 
 class Source(Protocol):
-    """What `weights.load` reads from."""
+    """What `weights.load` reads from. `stored` is None where weights are not quantised."""
 
     config: ModelConfig
+    stored: StoredFormat | None
 
     def part(self, name: str, *, rows: slice, columns: slice, device: torch.device) -> Part: ...
 
@@ -59,7 +65,9 @@ def open_source(weights: str, *, quantization: str) -> Source:
         NativeError  there is none, or it is not a Llama model.
     """
     if weights.startswith("random:"):
-        return RandomSource(weights.removeprefix("random:"), is_fp8=quantization != "none")
+        from paceline.native.random_weights import RandomSource
+
+        return RandomSource(weights.removeprefix("random:"), quantization=quantization)
     path = Path(weights)
     try:
         if path.is_file() and path.suffix == ".gguf":
@@ -145,9 +153,10 @@ def _rope_config(raw: dict[str, Any], head_size: int) -> RopeConfig:
 class SafetensorsSource:
     """A Hugging Face directory: one model.safetensors, or shards with their index.
 
-    Reads bf16, fp16 and fp32, and FP8 as compressed-tensors and modelopt store it: codes in
+    Reads bf16, fp16 and fp32; FP8 as compressed-tensors and modelopt store it: codes in
     `weight`, `weight_scale` of one element or one per output channel, `input_scale` if the
-    activations' scale is fixed, `k_scale` and `v_scale` of the cache.
+    activations' scale is fixed, `k_scale` and `v_scale` of the cache; and four bits as
+    compressed-tensors stores them, codes in `weight_packed`.
     """
 
     # A layer may lie across two files; an older file is closed, so its pages can be dropped.
@@ -160,10 +169,13 @@ class SafetensorsSource:
         self.config = hf_config(
             raw, generation=json.loads(generation.read_text()) if generation.is_file() else None
         )
+        self.stored = stored_format(raw)
         self._file_of = self._index()
         self._open: OrderedDict[str, Any] = OrderedDict()
 
     def part(self, name: str, *, rows: slice, columns: slice, device: torch.device) -> Part:
+        if self.stored and self.stored.kind and name.startswith("model.layers."):
+            return self._packed_part(name, rows, columns, device)
         weight = self._handle(f"{name}.weight").get_slice(f"{name}.weight")[rows, columns]
         weight_NK = weight.to(device, non_blocking=True)
         if weight_NK.dtype != FP8_DTYPE:
@@ -180,6 +192,32 @@ class SafetensorsSource:
         if input_name not in self._file_of:
             return Part(weight_NK, scale)
         return Part(weight_NK, scale, self.vector(input_name, device).float().amax())
+
+    def _packed_part(self, name: str, rows: slice, columns: slice, device: torch.device) -> Part:
+        """Bytes of two codes, and their scales, of a rank's share."""
+        assert self.stored is not None
+        handle = self._handle(f"{name}.weight_packed").get_slice(f"{name}.weight_packed")
+        scales = self._handle(f"{name}.weight_scale").get_slice(f"{name}.weight_scale")
+        group_len, num_groups = self.stored.group_len, scales.get_shape()[1]
+        start, stop, _ = columns.indices(num_groups * group_len)
+        if start % group_len or stop % group_len:
+            raise NativeError(
+                f"{name}: a share of {stop - start} inputs does not hold whole groups of "
+                f"{group_len}",
+                hint="lower tensor_parallel",
+            )
+        # An int32 holds eight codes, a byte two.
+        per_item = 8 if handle.get_dtype() == "I32" else 2
+        packed = handle[rows, start // per_item : stop // per_item].view(torch.uint8)
+        scale_NG = scales[rows, start // group_len : stop // group_len]
+        if 2 * packed.shape[1] != stop - start:
+            raise NativeError(f"{name}: {packed.shape[1]} bytes a row for {stop - start} inputs")
+        if scale_NG.dtype == torch.uint8:
+            scale_NG = power_of_two(scale_NG)
+        part = Part(packed.to(device), scale_NG.to(device), kind=self.stored.kind)
+        if self.stored.name == "nvfp4":
+            part.global_scale = self.vector(f"{name}.weight_global_scale", device).float().amax()
+        return part
 
     def vector(self, name: str, device: torch.device) -> Tensor:
         tensor: Tensor = self._handle(name).get_tensor(name)
@@ -220,96 +258,3 @@ class SafetensorsSource:
                 self._open.popitem(last=False)
         self._open.move_to_end(file)
         return self._open[file]
-
-
-def _named(layers: int, sizes: tuple[int, int, int, int, int], vocab: int) -> ModelConfig:
-    hidden, inter, heads, kv_heads, head_size = sizes
-    return ModelConfig(
-        num_layers=layers,
-        hidden_size=hidden,
-        intermediate_size=inter,
-        num_heads=heads,
-        num_kv_heads=kv_heads,
-        head_size=head_size,
-        vocab_size=vocab,
-        rms_norm_eps=1e-5,
-        max_context_len=4096,
-        rope=RopeConfig(theta=10000.0, head_size=head_size),
-        eos_token_ids=(2,),
-    )
-
-
-_NAMED = {
-    "llama2-70b": _named(80, (8192, 28672, 64, 8, 128), 32000),
-    "llama2-7b": _named(32, (4096, 11008, 32, 32, 128), 32000),
-    "llama3-8b": _named(32, (4096, 14336, 32, 8, 128), 128256),
-    "tiny": _named(2, (64, 128, 4, 2, 16), 128),
-}
-
-
-class RandomSource:
-    """Weights of a named shape, drawn on the device: speed without a download.
-
-    Values are normal with standard deviation 0.02; FP8 codes are normal with 32, so that all
-    mantissa bits change and the products draw the power that real weights draw.
-    """
-
-    _CODE_STD = 32.0
-    _VALUE_STD = 0.02
-    # Bounds of what the next product reads: a norm's output, attention's, the MLP's.
-    _INPUT_SCALE: ClassVar = {"o_proj": 0.02, "down_proj": 0.2}
-
-    def __init__(self, spec: str, *, is_fp8: bool) -> None:
-        name, *options = spec.split(":")
-        if name not in _NAMED:
-            raise NativeError(f"random:{name} is not one of {', '.join(sorted(_NAMED))}")
-        self.config = _NAMED[name]
-        for option in options:
-            if not (match := re.fullmatch(r"layers=(\d+)", option)):
-                raise NativeError(f"random:{name}: {option!r} is not layers=N")
-            self.config = replace(self.config, num_layers=int(match[1]))
-        self._is_fp8 = is_fp8
-        self._generators: dict[str, torch.Generator] = {}
-
-    def part(self, name: str, *, rows: slice, columns: slice, device: torch.device) -> Part:
-        num_rows, num_columns = self._shape(name)
-        shape = (len(range(num_rows)[rows]), len(range(num_columns)[columns]))
-        is_linear = name.startswith("model.layers.")
-        if not (self._is_fp8 and is_linear):
-            return Part(self._normal(shape, device) * self._VALUE_STD)
-        codes = torch.empty(shape, dtype=FP8_DTYPE, device=device)
-        for start in range(0, shape[0], 2048):
-            block = codes[start : start + 2048]
-            values = self._normal((block.shape[0], shape[1]), device) * self._CODE_STD
-            block.copy_(values.clamp_(-FP8_MAX, FP8_MAX).to(FP8_DTYPE))
-        scale = torch.tensor(self._VALUE_STD / self._CODE_STD, device=device)
-        input_scale = self._INPUT_SCALE.get(name.rsplit(".", 1)[1], 0.02)
-        return Part(codes, scale, torch.tensor(input_scale, device=device))
-
-    def vector(self, name: str, device: torch.device) -> Tensor:
-        return torch.ones(self.config.hidden_size, device=device)
-
-    def kv_scale(self, layer: int) -> tuple[float, float]:
-        return 1.0, 1.0
-
-    def _normal(self, shape: tuple[int, int], device: torch.device) -> Tensor:
-        key = str(device)
-        if key not in self._generators:
-            self._generators[key] = torch.Generator(device=device).manual_seed(0)
-        return torch.randn(shape, generator=self._generators[key], device=device)
-
-    def _shape(self, name: str) -> tuple[int, int]:
-        config = self.config
-        width = config.hidden_size
-        heads, kv_heads = (n * config.head_size for n in (config.num_heads, config.num_kv_heads))
-        return {
-            "embed_tokens": (config.vocab_size, width),
-            "lm_head": (config.vocab_size, width),
-            "q_proj": (heads, width),
-            "k_proj": (kv_heads, width),
-            "v_proj": (kv_heads, width),
-            "o_proj": (width, heads),
-            "gate_proj": (config.intermediate_size, width),
-            "up_proj": (config.intermediate_size, width),
-            "down_proj": (width, config.intermediate_size),
-        }[name.rsplit(".", 1)[-1]]

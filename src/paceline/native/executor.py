@@ -22,6 +22,7 @@ from paceline.native.compiler import uses_kernel
 from paceline.native.errors import NativeError
 from paceline.native.inputs import StepArrays, idle_arrays, pack, packed_len, unpack
 from paceline.native.model import Llama, StepTensors
+from paceline.native.packed import token_counts
 from paceline.native.parallel import TensorGroup, check_divides
 from paceline.native.weights import LoadOptions, load
 
@@ -110,7 +111,7 @@ class Executor:
         """What was chosen for this model on this device, for the record."""
         llama = self.llama
         layer = llama.weights.layers[0].down
-        scales = "none" if layer.weight_scale is None else "per token"
+        scales = "per token" if layer.takes_fp8 else "none"
         if layer.input_scale is not None:
             scales = "fixed"
         heads = self.source.config.num_heads // self.group.size
@@ -261,7 +262,11 @@ class Executor:
     def _warm_up(self) -> None:
         """Compile every kernel and reach the peak of activations, on padding alone."""
         num_slots = self.config.max_live_sequences
-        for num_decodes, chunk_lens in warm_up_shapes(self.config):
+        shapes = warm_up_shapes(self.config)
+        if self.llama.weights.layers[0].qkv.packed is not None:
+            most = min(self.config.max_step_tokens - 1, num_slots)
+            shapes += [(count, []) for count in token_counts() if count <= most]
+        for num_decodes, chunk_lens in shapes:
             arrays = idle_arrays(num_decodes, chunk_lens, num_slots=num_slots, context_len=1)
             self._execute(arrays).wait(lambda: None)
 

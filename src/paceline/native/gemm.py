@@ -4,7 +4,8 @@
     linear       what `model` calls: checks arguments, multiplies
 
 The kernel of this file is cuBLASLt's, reached through `torch._scaled_mm`: at the token
-counts of an offline step it runs at the rate the board's power allows.
+counts of an offline step it runs at the rate the board's power allows. Weights of four bits
+have a kernel of their own, in `packed`.
 
 Shape letters (this file)
     T   tokens in the step
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor
 
 from paceline.native.fused import FP8_DTYPE, FP8_MAX, Quantized
+from paceline.native.packed import PackedWeight, packed_linear, packed_linear_ref, widen
 
 __all__ = ["Linear", "linear", "linear_ref", "logits", "quantize_weight"]
 
@@ -33,11 +35,38 @@ class Linear:
     weight_NK     (N, K) model dtype, or FP8 codes
     weight_scale  None; () float32 for the whole weight; (N,) float32 per output channel
     input_scale   None: the activations' scale is found per token; () float32: it is fixed
+    packed        a weight of four bits, in place of weight_NK, which is then empty
     """
 
     weight_NK: Tensor
     weight_scale: Tensor | None = None
     input_scale: Tensor | None = None
+    packed: PackedWeight | None = None
+
+    @property
+    def takes_fp8(self) -> bool:
+        """Whether activations come as FP8 codes."""
+        return self.weight_scale is not None or (self.packed is not None and self.packed.takes_fp8)
+
+    @property
+    def width(self) -> int:
+        """The input width, K."""
+        return self.packed.width if self.packed is not None else int(self.weight_NK.shape[1])
+
+    @property
+    def num_out(self) -> int:
+        """The output width, N."""
+        codes = self.weight_NK if self.packed is None else self.packed.packed
+        return int(codes.shape[0])
+
+    def float_weight(self) -> Tensor:
+        """(N, K) float32 values of the weight."""
+        if self.packed is not None:
+            return widen(self.packed)
+        if self.weight_scale is None:
+            return self.weight_NK.float()
+        scale = self.weight_scale
+        return self.weight_NK.float() * (scale if scale.dim() == 0 else scale[:, None])
 
 
 def quantize_weight(weight_NK: Tensor, *, per_channel: bool) -> tuple[Tensor, Tensor]:
@@ -62,14 +91,12 @@ def quantize_weight(weight_NK: Tensor, *, per_channel: bool) -> tuple[Tensor, Te
 
 def linear_ref(x: Tensor | Quantized, layer: Linear, out_dtype: torch.dtype) -> Tensor:
     """out[t, n] = sum over k of x[t, k] * weight[n, k], scales applied, in float32 at least."""
-    weight_NK = layer.weight_NK
+    if layer.packed is not None:
+        return packed_linear_ref(x, layer.packed, out_dtype)
     if isinstance(x, Quantized):
-        assert layer.weight_scale is not None
         x_TK = x.codes_TD.float() * (x.scale if x.scale.dim() == 0 else x.scale[:, None])
-        scale = layer.weight_scale
-        weight_NK = weight_NK.float() * (scale if scale.dim() == 0 else scale[:, None])
-        return (x_TK @ weight_NK.t()).to(out_dtype)
-    return torch.nn.functional.linear(x, weight_NK).to(out_dtype)
+        return (x_TK @ layer.float_weight().t()).to(out_dtype)
+    return torch.nn.functional.linear(x, layer.weight_NK).to(out_dtype)
 
 
 def linear(x: Tensor | Quantized, layer: Linear, out_dtype: torch.dtype) -> Tensor:
@@ -84,10 +111,12 @@ def linear(x: Tensor | Quantized, layer: Linear, out_dtype: torch.dtype) -> Tens
         FP8 products accumulate in the tensor cores' fast mode, as vLLM and TensorRT-LLM do.
     """
     width = x.codes_TD.shape[1] if isinstance(x, Quantized) else x.shape[1]
-    if width != layer.weight_NK.shape[1]:
-        raise ValueError(f"x is {width} wide, the weight takes {layer.weight_NK.shape[1]}")
-    if isinstance(x, Quantized) != (layer.weight_NK.dtype == FP8_DTYPE):
-        raise ValueError("x and the weight must both be FP8, or neither")
+    if width != layer.width:
+        raise ValueError(f"x is {width} wide, the weight takes {layer.width}")
+    if isinstance(x, Quantized) != layer.takes_fp8:
+        raise ValueError("x must be FP8 where the layer takes FP8, and only there")
+    if layer.packed is not None:
+        return packed_linear(x, layer.packed, out_dtype)
     if not isinstance(x, Quantized) or not x.codes_TD.is_cuda:
         return linear_ref(x, layer, out_dtype)
     assert layer.weight_scale is not None

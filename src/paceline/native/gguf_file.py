@@ -41,6 +41,9 @@ _TOP_NAMES = {
 class GgufSource:
     """Weights dequantised to float32, one at a time."""
 
+    # The file's own blocks are a way to store values, not a format that products run in.
+    stored = None
+
     def __init__(self, path: Path) -> None:
         try:
             from gguf import GGUFReader
@@ -56,6 +59,8 @@ class GgufSource:
             for name, field in reader.fields.items()
             if not name.startswith("tokenizer.ggml.") or name.endswith("_token_id")
         }
+        template = self._fields.get("tokenizer.chat_template")
+        self.chat_template = None if template is None else str(template)
         self.config = self._read_config()
 
     def part(self, name: str, *, rows: slice, columns: slice, device: torch.device) -> Part:
@@ -70,6 +75,11 @@ class GgufSource:
 
     def kv_scale(self, layer: int) -> tuple[float, float]:
         return 1.0, 1.0
+
+    def token_id(self, which: str) -> int | None:
+        """The id of a special token: "bos", "eos" or "padding"."""
+        value = self._fields.get(f"tokenizer.ggml.{which}_token_id")
+        return None if value is None else int(value)
 
     def _dequantize(self, name: str) -> Tensor:
         from gguf import dequantize

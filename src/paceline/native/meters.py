@@ -124,11 +124,11 @@ def product_ms(llama: Llama, num_tokens: int, *, seconds: float) -> float:
     inputs: dict[int, Any] = {}
     for layer in llama.weights.layers[:1]:
         for linear_layer in (layer.qkv, layer.out, layer.gate_up, layer.down):
-            width = linear_layer.weight_NK.shape[1]
+            width = linear_layer.width
             x_TK = torch.randn((num_tokens, width), device=device).to(llama.dtype)
-            is_fp8 = linear_layer.weight_scale is not None
-            scale = torch.tensor(0.01, device=device)
-            inputs[width] = quantize_rows(x_TK, target=Target(is_fp8, scale if is_fp8 else None))
+            fixed = torch.tensor(0.01, device=device) if linear_layer.packed is None else None
+            is_fp8 = linear_layer.takes_fp8
+            inputs[width] = quantize_rows(x_TK, target=Target(is_fp8, fixed if is_fp8 else None))
     count, elapsed = 0, 0.0
     for begun in (time.monotonic(), None):
         # The first pass brings the clocks to what products alone sustain.
@@ -136,7 +136,7 @@ def product_ms(llama: Llama, num_tokens: int, *, seconds: float) -> float:
         while (elapsed := time.monotonic() - start) < seconds:
             for layer in llama.weights.layers:
                 for linear_layer in (layer.qkv, layer.out, layer.gate_up, layer.down):
-                    x = inputs[linear_layer.weight_NK.shape[1]]
+                    x = inputs[linear_layer.width]
                     linear(x, linear_layer, llama.dtype)
             torch.cuda.synchronize(device)
             count += 1

@@ -22,7 +22,15 @@ from torch import Tensor
 
 from paceline.native.attention import Decodes, PagedKV, decode_attention
 from paceline.native.cache import KVCache
-from paceline.native.fused import PLAIN, Quantized, Target, add_rms_norm, quantize_rows, silu_mul
+from paceline.native.fused import (
+    FP8_DTYPE,
+    PLAIN,
+    Quantized,
+    Target,
+    add_rms_norm,
+    quantize_rows,
+    silu_mul,
+)
 from paceline.native.gemm import Linear, linear, logits
 from paceline.native.prefill import Chunks, chunk_attention
 from paceline.native.rotary import KVScale, RopeConfig, rotary_table, rotary_write
@@ -171,7 +179,7 @@ class Llama:
         target = _target(layer.out)
         # A fixed scale is applied where attention ends; a scale per token needs all heads.
         fixed = target.scale if target.mode == 1 else None
-        out_dtype = layer.out.weight_NK.dtype if fixed is not None else self.dtype
+        out_dtype = FP8_DTYPE if fixed is not None else self.dtype
         out_TQd = torch.empty(q_TQd.shape, dtype=out_dtype, device=q_TQd.device)
         num_decodes = tensors.num_decodes
         decode_attention(
@@ -210,4 +218,4 @@ class Llama:
 
 
 def _target(layer: Linear) -> Target:
-    return Target(layer.weight_scale is not None, layer.input_scale)
+    return Target(layer.takes_fp8, layer.input_scale)

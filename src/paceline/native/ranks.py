@@ -98,7 +98,7 @@ def _run_rank(config: EngineConfig, rank: int, init_method: str, connection: Con
         else:
             config = replace(config, device=f"cuda:{rank}")
         source = open_source(config.weights, quantization=config.quantization)
-        resolved = config.resolve(source.config)
+        resolved = config.resolve(source)
         group = join(rank, config.tensor_parallel, init_method=init_method, device=resolved.device)
         executor = Executor(resolved, source, group=group)
         executor.prepare(lambda stage, fraction: None)

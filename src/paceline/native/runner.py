@@ -24,102 +24,16 @@ import torch
 
 from paceline.native.cache import PageAllocator
 from paceline.native.checkpoint import Source, open_source
+from paceline.native.engine_config import EngineConfig
 from paceline.native.errors import NativeError
-from paceline.native.executor import Executor, ExecutorConfig, PendingIds
+from paceline.native.executor import Executor, PendingIds
 from paceline.native.generation import GenRequest, GenResult
 from paceline.native.inputs import StepArrays, build_arrays
-from paceline.native.model import ModelConfig
 from paceline.native.parallel import TensorGroup
 from paceline.native.ranks import Ranks
 from paceline.native.schedule import Scheduler, SchedulerConfig, StepPlan
 
 __all__ = ["Engine", "EngineConfig", "StepRecord", "no_collections"]
-
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_QUANTIZATIONS = ("none", "fp8-tensor", "fp8-token")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class EngineConfig:
-    """What runs, where, and how much of it at once. Lengths and budgets are in tokens.
-
-    weights               a directory, a .gguf file, or "random:NAME[:layers=N]"
-    quantization          how linear layers multiply: "none" in dtype (an FP8 checkpoint is
-                          dequantised); "fp8-tensor" a scale per weight, activations' scales
-                          fixed where the checkpoint fixes them and per token where not;
-                          "fp8-token" a scale per output channel and per token
-    kv_dtype              "auto" is FP8 if the linear layers are, else dtype
-    kv_memory_fraction    of the memory that weights and activations leave, for the cache
-    kv_pages              the cache's size itself, instead
-    max_context_len       None is the checkpoint's; prompt and output together
-    eos_token_id          None is the checkpoint's
-    """
-
-    weights: str
-    device: str = "cpu"
-    dtype: str = "float32"
-    quantization: str = "none"
-    kv_dtype: str = "auto"
-    max_step_tokens: int = 2048
-    max_live_sequences: int = 1024
-    page_len: int = 32
-    kv_memory_fraction: float = 0.95
-    kv_pages: int | None = None
-    max_context_len: int | None = None
-    tensor_parallel: int = 1
-    eos_token_id: int | None = None
-    use_cuda_graphs: bool = True
-
-    def resolve(self, model: ModelConfig) -> ExecutorConfig:
-        """Every "auto" as a value.
-
-        Raises
-            NativeError  a value is not one of its kind's, or two do not go together.
-        """
-        self._check()
-        dtype = _DTYPES[self.dtype]
-        kv_dtypes = {**_DTYPES, "fp8": torch.float8_e4m3fn}
-        kv_dtypes["auto"] = torch.float8_e4m3fn if self.quantization != "none" else dtype
-        return ExecutorConfig(
-            device=torch.device("cuda:0" if self.device == "cuda" else self.device),
-            dtype=dtype,
-            quantization=self.quantization,
-            kv_dtype=kv_dtypes[self.kv_dtype],
-            max_step_tokens=self.max_step_tokens,
-            max_live_sequences=self.max_live_sequences,
-            page_len=self.page_len,
-            kv_memory_fraction=self.kv_memory_fraction,
-            kv_pages=self.kv_pages,
-            max_context_len=self.max_context_len or model.max_context_len,
-            use_cuda_graphs=self.use_cuda_graphs,
-            eos_token_ids=(
-                model.eos_token_ids if self.eos_token_id is None else (self.eos_token_id,)
-            ),
-        )
-
-    def _check(self) -> None:
-        choices = {
-            "dtype": tuple(_DTYPES),
-            "quantization": _QUANTIZATIONS,
-            "kv_dtype": ("auto", "fp8", *_DTYPES),
-        }
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                raise NativeError(f"{name} {getattr(self, name)!r} is not one of {allowed}")
-        for name in ("max_step_tokens", "max_live_sequences", "tensor_parallel"):
-            if getattr(self, name) < 1:
-                raise NativeError(f"{name} must be at least 1")
-        if self.page_len < 16 or self.page_len % 16:
-            raise NativeError(f"page_len {self.page_len} is not a multiple of 16")
-        if not 0.0 < self.kv_memory_fraction <= 1.0:
-            raise NativeError("kv_memory_fraction must be in (0, 1]")
-        is_cuda = torch.device(self.device).type == "cuda"
-        if is_cuda and not torch.cuda.is_available():
-            raise NativeError("device is cuda and torch finds none", hint="use device cpu")
-        if is_cuda and self.quantization != "none" and self.dtype == "float32":
-            raise NativeError("FP8 products give 16-bit results; dtype must be bfloat16 or float16")
-        if self.kv_dtype not in ("auto", "fp8", self.dtype):
-            raise NativeError(f"kv_dtype {self.kv_dtype} must be fp8 or the dtype, {self.dtype}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +53,7 @@ class Engine:
     def __init__(self, config: EngineConfig) -> None:
         self.config = config
         self.source: Source = open_source(config.weights, quantization=config.quantization)
-        self.resolved = config.resolve(self.source.config)
+        self.resolved = config.resolve(self.source)
         self.records: list[StepRecord] = []
         self._incoming: deque[GenRequest] = deque()
         self._lock = threading.Lock()
@@ -241,7 +155,7 @@ class Engine:
 
     def stats(self) -> dict[str, Any]:
         """Counts since `start`; tokens are those of prompts and outputs that were computed."""
-        allocator = self.scheduler.allocator
+        allocator, stored = self.scheduler.allocator, self.source.stored
         return {
             "steps": len(self.records),
             "tokens": sum(record.num_tokens for record in self.records),
@@ -254,7 +168,9 @@ class Engine:
             "live_sequences": self.live,
             "waiting_sequences": self.waiting,
             "max_live_sequences": max((r.num_decodes for r in self.records), default=0),
-            "quantization": self.config.quantization,
+            "quantization": self.resolved.quantization,
+            "checkpoint_format": "none" if stored is None else stored.name,
+            "group_len": 0 if stored is None else stored.group_len,
             "kv_dtype": str(self.resolved.kv_dtype).removeprefix("torch."),
             **self.executor.describe(),
         }

@@ -20,13 +20,15 @@ from torch import Tensor
 
 from paceline.native.checkpoint import Part, Source
 from paceline.native.errors import NativeError
+from paceline.native.formats import PACKED_KINDS
 from paceline.native.fused import FP8_DTYPE
 from paceline.native.gemm import Linear, quantize_weight
 from paceline.native.model import LayerWeights, Weights
+from paceline.native.packed import PackedWeight, block_len_of, lay_out, widen
 from paceline.native.parallel import TensorGroup
 from paceline.native.rotary import KVScale
 
-__all__ = ["LoadOptions", "build_linear", "load"]
+__all__ = ["LoadOptions", "build_linear", "dequantize", "load"]
 
 _ALL = slice(None)
 
@@ -71,7 +73,7 @@ def load(
 
 def _whole(source: Source, name: str, options: LoadOptions) -> Tensor:
     part = source.part(name, rows=_ALL, columns=_ALL, device=options.device)
-    return _dequantize(part).to(options.dtype).contiguous()
+    return dequantize(part).to(options.dtype).contiguous()
 
 
 def _load_layer(
@@ -111,7 +113,10 @@ def _load_layer(
     )
 
 
-def _dequantize(part: Part) -> Tensor:
+def dequantize(part: Part) -> Tensor:
+    """The values of a stored weight: (N, K), float32 where it was quantised."""
+    if part.kind is not None:
+        return widen(_packed([part]))
     if part.weight_scale is None:
         return part.weight_NK
     scale = part.weight_scale if part.weight_scale.dim() == 0 else part.weight_scale[:, None]
@@ -121,17 +126,35 @@ def _dequantize(part: Part) -> Tensor:
 def build_linear(parts: list[Part], quantization: str, dtype: torch.dtype) -> Linear:
     """Stack the outputs of `parts` into one layer, quantised as asked.
 
-        none        the model's dtype; FP8 codes are dequantised
+        none        the model's dtype; codes are dequantised
         fp8-tensor  one scale for the whole weight; the activations' is fixed if all parts fix it
         fp8-token   one scale per output channel; the activations' is found per token
+        w4a16, w4a8, mxfp4, nvfp4   as stored: a checkpoint of that format, kept packed
 
     FP8 codes are kept as they are wherever their scale can be said in the layout asked for.
+
+    Raises
+        NativeError  four bits are asked for and not stored.
     """
     if quantization == "none":
-        return Linear(_stack([_dequantize(part).to(dtype) for part in parts]))
+        return Linear(_stack([dequantize(part).to(dtype) for part in parts]))
+    if quantization in PACKED_KINDS:
+        if any(part.kind != PACKED_KINDS[quantization] for part in parts):
+            raise NativeError(
+                f"the checkpoint is not of format {quantization}",
+                hint=f"paceline quantize MODEL OUT --format {quantization}",
+            )
+        packed = _packed(parts)
+        packed.takes_fp8 = quantization == "w4a8"
+        return Linear(torch.empty(0, device=packed.packed.device), packed=packed)
     if quantization == "fp8-token":
         pairs = [_per_channel(part) for part in parts]
-        return Linear(_stack([codes for codes, _ in pairs]), _stack([scale for _, scale in pairs]))
+        codes_NK, scale = _stack([c for c, _ in pairs]), _stack([s for _, s in pairs])
+        return Linear(codes_NK, scale)
+    return _per_tensor(parts)
+
+
+def _per_tensor(parts: list[Part]) -> Linear:
     fixed = [part.input_scale for part in parts if part.input_scale is not None]
     # Parts of one product read the same activation; the widest of their scales clips nothing.
     input_scale = torch.stack(fixed).amax() if len(fixed) == len(parts) else None
@@ -140,11 +163,27 @@ def build_linear(parts: list[Part], quantization: str, dtype: torch.dtype) -> Li
     if first is not None and all(
         scale is not None and scale.dim() == 0 and bool(scale == first) for scale in scales
     ):
-        return Linear(_stack([part.weight_NK for part in parts]), first, input_scale)
+        codes_NK = _stack([part.weight_NK for part in parts])
+        return Linear(codes_NK, first, input_scale)
     codes_NK, scale = quantize_weight(
-        _stack([_dequantize(part) for part in parts]), per_channel=False
+        _stack([dequantize(part) for part in parts]), per_channel=False
     )
     return Linear(codes_NK, scale, input_scale)
+
+
+def _packed(parts: list[Part]) -> PackedWeight:
+    """Stacked bytes and scales; a global scale becomes one a row, as parts may differ in it."""
+    kind = parts[0].kind
+    scales = [part.weight_scale for part in parts]
+    assert kind is not None
+    row_scale_N = None
+    if parts[0].global_scale is not None:
+        row_scale_N = torch.cat(
+            [(1.0 / part.global_scale).expand(part.weight_NK.shape[0]) for part in parts]
+        ).contiguous()
+    stored, scale_NG = _stack([part.weight_NK for part in parts]), _stack(scales)
+    block = block_len_of(2 * stored.shape[1], 2 * stored.shape[1] // scale_NG.shape[1])
+    return PackedWeight(lay_out(stored, block), scale_NG, row_scale_N, kind, block)
 
 
 def _per_channel(part: Part) -> tuple[Tensor, Tensor]:
@@ -158,6 +197,7 @@ def _stack(tensors: list[Tensor]) -> Tensor:
     if len(tensors) == 1:
         return tensors[0].contiguous()
     # Concatenation moves bytes; not every build of torch has it for FP8.
-    raw = [tensor.contiguous().view(torch.uint8) for tensor in tensors]
-    is_fp8 = tensors[0].dtype == FP8_DTYPE
-    return torch.cat(raw).view(FP8_DTYPE) if is_fp8 else torch.cat(tensors)
+    if tensors[0].dtype == FP8_DTYPE:
+        raw = [tensor.contiguous().view(torch.uint8) for tensor in tensors]
+        return torch.cat(raw).view(FP8_DTYPE)
+    return torch.cat(tensors)

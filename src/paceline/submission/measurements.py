@@ -6,16 +6,27 @@ that the engine was told to use. Where the manifest cannot say, the submitter is
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 from paceline.errors import InputError
+from paceline.rundir import file_sha256
 from paceline.submission.matching import Result, Test, is_simulated
 
 __all__ = ["calibration_text", "gpus_used", "measurements", "weight_type"]
 
 _SHORT = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 _SHORT |= {name: name for name in ("fp32", "bf16", "fp16", "fp8", "fp4", "int8", "int4")}
+# Of a checkpoint's format, as the engine names it.
+_STORED = {
+    "fp8": "fp8",
+    "fp8-token": "fp8",
+    "w4a16": "int4",
+    "w4a8": "int4",
+    "mxfp4": "fp4",
+    "nvfp4": "fp4",
+}
 _INPUT_TYPE = "int32"
 _WHOLE_PRECISION = """\
 The weights are used in {dtype}. They are not quantized, so nothing was calibrated and no sample
@@ -57,6 +68,8 @@ def weight_type(test: Test) -> str:
     config, engine = test.config["engine_config"], test.facts.get("engine", {})
     if str(config.get("quantization", "none")).startswith("fp8"):
         return "fp8"
+    if (stored := _stored_format(test)) is not None:
+        return _STORED[stored]
     dtype = str(engine.get("dtype") or config.get("dtype", ""))
     if dtype == "auto":
         dtype = "float32" if engine.get("device") == "cpu" else "bfloat16"
@@ -66,6 +79,41 @@ def weight_type(test: Test) -> str:
             hint="run again with the dtype set: --set engine.NAME.dtype=bfloat16",
         )
     return _SHORT[dtype]
+
+
+def _stored_format(test: Test) -> str | None:
+    """The format of a quantised checkpoint that ran as it is stored; None for any other."""
+    engine = test.facts.get("engine", {})
+    stored = engine.get("checkpoint_format", "none")
+    return stored if stored in _STORED and engine.get("quantization") != "none" else None
+
+
+def _checkpoints_own_text(test: Test, division: str) -> str | None:
+    """The document that `paceline quantize` wrote beside the weights; None if there is none.
+
+    Raises
+        InputError  it is not the one that the run saw, or a closed submission could not use it.
+    """
+    model = test.manifest["model"]
+    if not {"calibration.json", "calibration.md"} <= set(model["files"]):
+        return None
+    found = {}
+    for name in ("calibration.json", "calibration.md"):
+        path = Path(model["path"]) / name
+        if not path.is_file() or file_sha256(path) != model["files"][name]:
+            raise InputError(
+                f"{path} is not what the run read.",
+                hint="--calibration FILE.md with the document of the checkpoint that ran",
+            )
+        found[name] = path.read_text()
+    used = json.loads(found["calibration.json"])["calibration"]
+    if division != "open" and used and used["is_used"] and not used["is_verified"]:
+        raise InputError(
+            f"{model['path']} was calibrated on {used['set']}, which is not known to be the "
+            "rules' calibration set.",
+            hint="paceline quantize --calibrate SET --evaluation DATASET checks that",
+        )
+    return found["calibration.md"]
 
 
 def calibration_text(test: Test, given: Path | None, *, division: str) -> str:
@@ -80,6 +128,10 @@ def calibration_text(test: Test, given: Path | None, *, division: str) -> str:
     if is_simulated(test):
         return head + "A rehearsal: no model ran, so nothing was quantized or calibrated.\n"
     dtype = weight_type(test)
+    if _stored_format(test) is not None:
+        own = _checkpoints_own_text(test, division)
+        if own is not None:
+            return own
     if dtype in ("fp32", "bf16", "fp16"):
         return head + _WHOLE_PRECISION.format(dtype=dtype)
     if quantization == "fp8-token":
@@ -118,8 +170,10 @@ def _transformations(test: Test, dtype: str) -> str:
     if is_simulated(test):
         return "none (simulated)"
     if dtype == "fp8":
-        how = test.config["engine_config"].get("quantization", test.config["engine"])
+        asked = test.config["engine_config"].get("quantization", test.config["engine"])
+        how = _stored_format(test) or asked
         return f"quantization to FP8 e4m3 ({how})"
     if dtype in ("fp4", "int8", "int4"):
-        return f"quantization to {dtype}"
+        stored = _stored_format(test)
+        return f"quantization to {dtype}" + (f" ({stored})" if stored else "")
     return f"none, but conversion to {dtype}"

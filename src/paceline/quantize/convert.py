@@ -1,0 +1,101 @@
+"""A checkpoint in, a quantised checkpoint out, one block at a time.
+
+The host holds one block, the shard in the making and, while it calibrates, the hidden states of
+the calibration set; the device one block. Every rounding is to nearest, nothing is drawn at
+random, and sums are taken in a fixed order: the same inputs on the same machine give the same
+bytes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from paceline.native.model import ModelConfig
+from paceline.quantize.blocks import BlockRecord, round_block
+from paceline.quantize.calibrate import Calibration
+from paceline.quantize.document import calibration_record, calibration_text
+from paceline.quantize.layers import parameters
+from paceline.quantize.options import QuantizeOptions, group_len_of
+from paceline.quantize.samples import CalibrationSet
+from paceline.quantize.scheme import quantization_config
+from paceline.quantize.source import InputCheckpoint
+from paceline.quantize.store import CheckpointWriter
+
+__all__ = ["quantize"]
+
+# Bytes of a weight, scales included, at most.
+_BYTES = {"fp8": 1.0, "fp8-token": 1.01}
+
+
+def quantize(
+    model: Path,
+    out: Path,
+    options: QuantizeOptions,
+    *,
+    samples: CalibrationSet | None,
+    progress: Callable[[str, float], None],
+) -> dict[str, Any]:
+    """Write OUT; returns what was done, as calibration.json holds it.
+
+    Raises
+        InputError          options that do not go together, or OUT is there.
+        CheckpointError     MODEL is missing, damaged, or quantised already.
+        EnvironmentProblem  the disk is full, or GPTQ cannot invert.
+    """
+    options.check(is_calibrated=samples is not None)
+    device = torch.device(options.device)
+    with torch.inference_mode():
+        source = InputCheckpoint(model, device)
+        group_len = group_len_of(options.format, options.group_len, source.config)
+        with CheckpointWriter(out, needed_bytes=_size(source.config, options.format)) as writer:
+            used = samples if options.uses_samples else None
+            record = _write_weights(source, writer, options, used, progress=progress)
+            stated = quantization_config(
+                options.format, group_len=group_len, is_kv_fp8=options.is_kv_fp8
+            )
+            source.write_config(writer, stated)
+            done = calibration_record(
+                options,
+                group_len=group_len,
+                model=model,
+                samples=samples,
+                tables=dataclasses.asdict(record),
+            )
+            writer.write_json("calibration.json", done)
+            writer.write_text("calibration.md", calibration_text(done))
+    progress("blocks", 1.0)
+    return done
+
+
+def _write_weights(
+    source: InputCheckpoint,
+    writer: CheckpointWriter,
+    options: QuantizeOptions,
+    samples: CalibrationSet | None,
+    *,
+    progress: Callable[[str, float], None],
+) -> BlockRecord:
+    top, record, calibration = source.top(), BlockRecord(), None
+    writer.add({name: tensor.to(source.kept_dtype) for name, tensor in top.items()})
+    if samples is not None:
+        embed = top["model.embed_tokens.weight"]
+        calibration = Calibration(samples, source.config, embed)
+    del top
+    for index in range(source.config.num_layers):
+        progress("blocks", index / source.config.num_layers)
+        stored = round_block(source, index, options, calibration=calibration, record=record)
+        writer.add({f"model.layers.{index}.{name}": tensor for name, tensor in stored.items()})
+    writer.finish()
+    return record
+
+
+def _size(config: ModelConfig, name: str) -> int:
+    """Bytes of the checkpoint, near enough to know whether the disk has room."""
+    numbers = parameters(config)
+    linear = numbers["linear"] * _BYTES.get(name, 0.6)
+    return int(linear) + 2 * (numbers["embeddings"] + numbers["norms"])

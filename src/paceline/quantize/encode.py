@@ -1,0 +1,155 @@
+"""Values to codes and scales, to the nearest code; what the codes mean is in `native.formats`.
+
+A group's scale is, of a few candidates, the one whose rounding has the least squared error: the
+widest value alone would decide otherwise, and clipping it a little often serves the rest. FP8
+scales clip nothing: the widest value gets the widest code.
+
+Shape letters (this file)
+    N   output width of a weight
+    K   input width
+    G   groups of K that share a scale
+    L   length of a group
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from paceline.native.formats import PACKED_KINDS, fp4_values, pack_nibbles
+from paceline.native.fused import FP8_DTYPE, FP8_MAX
+
+__all__ = ["Grid", "code_values", "encode_fp8", "fp8_scale", "int4_words", "round_codes"]
+
+# The widest e2m1 value, and the widest int4 code taken as half its range.
+_FP4_MAX, _INT4_HALF_RANGE = 6.0, 7.5
+# Shares of the scale that fits the widest value.
+_INT4_SHARES = (15 / 14, 1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7)
+_NVFP4_SHARES = (1.0, 1.5, 0.95, 0.9, 0.85, 0.8)
+# Halves between the magnitudes of e2m1: an even code takes the tie.
+_FP4_UP_AFTER, _FP4_UP_FROM = (0.25, 1.25, 2.5, 5.0), (0.75, 1.75, 3.5)
+_SCALE_MIN = 2.0**-126
+# Keeps the global scale of a weight of zeros finite.
+_AMAX_MIN = 2.0**-100
+
+
+def round_codes(scaled: Tensor, kind: str) -> Tensor:
+    """The nearest four-bit code of value / scale, as stored: int4 with 8 added, or e2m1."""
+    if kind == "int4":
+        return (scaled.round().clamp(-8, 7) + 8).to(torch.uint8)
+    magnitude, code = scaled.abs(), torch.zeros_like(scaled, dtype=torch.uint8)
+    for bound in _FP4_UP_AFTER:
+        code += magnitude > bound
+    for bound in _FP4_UP_FROM:
+        code += magnitude >= bound
+    # A zero has no sign, so that equal values have equal bytes.
+    return torch.where((scaled < 0) & (code > 0), code + 8, code)
+
+
+def code_values(code: Tensor, kind: str) -> Tensor:
+    """What codes stand for, float32."""
+    return code.float() - 8 if kind == "int4" else fp4_values(code)
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """A four-bit format of one weight: which scales it may have, and its codes.
+
+    `global_scale` is nvfp4's, the float32 number that stored scales are divided by.
+    """
+
+    name: str
+    group_len: int
+    global_scale: float = 1.0
+
+    @property
+    def kind(self) -> str:
+        return PACKED_KINDS[self.name]
+
+    @staticmethod
+    def nvfp4_global(amax: float) -> float:
+        """The widest group's scale becomes the widest e4m3 number."""
+        return float(torch.tensor(FP8_MAX * _FP4_MAX / max(amax, _AMAX_MIN)).float())
+
+    def scales(self, value_GL: Tensor, importance_GL: Tensor | None = None) -> Tensor:
+        """The scales of groups, in the type they are stored in: (..., L) to (...).
+
+        `importance_GL` weighs squared errors, as the mean square of the inputs does; None: alike.
+        """
+        amax = value_GL.abs().amax(dim=-1)
+        best, least = self._candidates(amax)[0], torch.full_like(amax, torch.inf)
+        for candidate in self._candidates(amax):
+            scale = self.effective(candidate)[..., None]
+            rounded = code_values(round_codes(value_GL / scale, self.kind), self.kind) * scale
+            square = (rounded - value_GL).square()
+            error = (square if importance_GL is None else square * importance_GL).sum(dim=-1)
+            is_better = error < least
+            best = torch.where(is_better, candidate.float(), best.float()).to(candidate.dtype)
+            least = torch.where(is_better, error, least)
+        return best
+
+    def effective(self, stored: Tensor) -> Tensor:
+        """Stored scales as the float32 numbers that codes are multiplied by."""
+        if self.name == "nvfp4":
+            # In float32 throughout: the engines compute the same number from the stored ones.
+            inverse = 1.0 / torch.tensor(self.global_scale, device=stored.device)
+            return stored.float() * inverse
+        return stored.float()
+
+    def codes(self, value: Tensor, stored: Tensor) -> Tensor:
+        """Codes of (..., L) values with scales (...)."""
+        return round_codes(value / self.effective(stored)[..., None], self.kind)
+
+    def values(self, codes: Tensor, stored: Tensor) -> Tensor:
+        """The float32 values of (..., L) codes with scales (...)."""
+        return code_values(codes, self.kind) * self.effective(stored)[..., None]
+
+    def _candidates(self, amax: Tensor) -> list[Tensor]:
+        if self.name == "mxfp4":
+            exponent = torch.floor(torch.log2(amax.clamp(min=_SCALE_MIN))) - 2
+            powers = [(exponent + up).clamp(-126, 127) for up in (0, 1)]
+            return [torch.exp2(power).to(torch.bfloat16) for power in powers]
+        if self.name == "nvfp4":
+            fitting = amax / _FP4_MAX * self.global_scale
+            least = torch.finfo(FP8_DTYPE).smallest_normal
+            shares = [(fitting * share).clamp(least, FP8_MAX) for share in _NVFP4_SHARES]
+            return [share.to(FP8_DTYPE) for share in shares]
+        fitting = (amax / _INT4_HALF_RANGE).clamp(min=_SCALE_MIN)
+        return [(fitting * share).to(torch.bfloat16) for share in _INT4_SHARES]
+
+    def stored(self, codes_NK: Tensor, scale_NG: Tensor) -> dict[str, Tensor]:
+        """The tensors of a weight, by the ends of their names in compressed-tensors' layout."""
+        packed = pack_nibbles(codes_NK)
+        if self.kind == "int4":
+            shape = torch.tensor(codes_NK.shape, dtype=torch.int64)
+            return {
+                "weight_packed": int4_words(packed),
+                "weight_scale": scale_NG,
+                "weight_shape": shape,
+            }
+        if self.name == "mxfp4":
+            exponent = (scale_NG.view(torch.int16) >> 7).to(torch.uint8)
+            return {"weight_packed": packed, "weight_scale": exponent}
+        return {
+            "weight_packed": packed,
+            "weight_scale": scale_NG,
+            "weight_global_scale": torch.tensor([self.global_scale], dtype=torch.float32),
+        }
+
+
+def int4_words(packed: Tensor) -> Tensor:
+    """Bytes of two codes as int32 words of eight, the first code lowest."""
+    return packed.contiguous().view(torch.int32)
+
+
+def fp8_scale(amax: Tensor) -> Tensor:
+    """The scale that gives the widest value the widest code."""
+    return (amax.float() / FP8_MAX).clamp(min=_SCALE_MIN)
+
+
+def encode_fp8(weight_NK: Tensor, scale: Tensor) -> Tensor:
+    """FP8 codes; `scale` is () or (N,) float32."""
+    divisor = scale if scale.dim() == 0 else scale[:, None]
+    return (weight_NK.float() / divisor).clamp(-FP8_MAX, FP8_MAX).to(FP8_DTYPE)
