@@ -62,17 +62,6 @@ data_app = typer.Typer(
 bench_app = typer.Typer(
     no_args_is_help=True, rich_markup_mode=None, help="Measure paceline itself."
 )
-app.add_typer(data_app, name="data")
-app.add_typer(bench_app, name="bench")
-app.add_typer(flags_model.app, name="model")
-flags_publish.add_verbs(app)
-app.command("serve")(flags_serve.serve)
-app.command("preflight")(flags_endpoint.preflight)
-app.command("quantize")(flags_quantize.quantize)
-app.command("compare")(flags_compare.compare)
-bench_app.command("check")(flags_check.bench_check)
-bench_app.command("engine")(flags_engine.bench_engine)
-bench_app.command("endpoint")(flags_endpoint.bench_endpoint)
 
 RecipeArgument = Annotated[
     Path | None, typer.Argument(help="A TOML recipe; none: the demo on the embedded model.")
@@ -282,6 +271,20 @@ def bench_data(
 ) -> None:
     """Rows/s of `data build` on made-up rows, against tokenising row by row."""
     _verbs().bench_data(rows, as_json=as_json)
+
+
+# After the verbs above, so that help begins with `run`.
+app.add_typer(data_app, name="data")
+app.add_typer(bench_app, name="bench")
+app.add_typer(flags_model.app, name="model")
+flags_publish.add_verbs(app)
+app.command("serve")(flags_serve.serve)
+app.command("preflight")(flags_endpoint.preflight)
+app.command("quantize")(flags_quantize.quantize)
+app.command("compare")(flags_compare.compare)
+bench_app.command("check")(flags_check.bench_check)
+bench_app.command("engine")(flags_engine.bench_engine)
+bench_app.command("endpoint")(flags_endpoint.bench_endpoint)
 
 
 def main() -> None:
