@@ -134,7 +134,7 @@ def test_the_rounds_limits_stand_for_mlperf_and_our_own_for_the_demo(tmp_path: P
     assert (real.loadgen.min_query_count, real.loadgen.min_duration_ms) == (24576, 600_000)
     assert real.shortfalls == ("the fake engine runs no model",)
     demo = resolved(*SERVER, rate)
-    assert (demo.loadgen.ttft_ms, demo.loadgen.tpot_ms) == (5000, 500)
+    assert (demo.loadgen.ttft_ms, demo.loadgen.tpot_ms) == (3000, 500)
     assert (demo.loadgen.latency_percentile, demo.loadgen.min_query_count) == (90, 81)
 
 

@@ -194,8 +194,8 @@ def _smollm2(name: str, fraction: float) -> Benchmark:
         scenarios=("Offline", "Server", "Interactive"),
         accuracy=_targets(_SMOLLM2_REFERENCE, fraction, source=_PACELINE, limits=_PACELINE),
         latency={
-            "Server": _demo_limits(ttft_ms=5000, tpot_ms=500),
-            "Interactive": _demo_limits(ttft_ms=2500, tpot_ms=250),
+            "Server": _demo_limits(ttft_ms=3000, tpot_ms=500),
+            "Interactive": _demo_limits(ttft_ms=1500, tpot_ms=250),
         },
         source=_PACELINE,
     )
