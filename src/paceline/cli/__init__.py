@@ -24,6 +24,7 @@ import paceline
 from paceline.cli import (
     flags_check,
     flags_compare,
+    flags_doctor,
     flags_endpoint,
     flags_engine,
     flags_model,
@@ -62,7 +63,6 @@ data_app = typer.Typer(
 bench_app = typer.Typer(
     no_args_is_help=True, rich_markup_mode=None, help="Measure paceline itself."
 )
-
 RecipeArgument = Annotated[
     Path | None, typer.Argument(help="A TOML recipe; none: the demo on the embedded model.")
 ]
@@ -278,6 +278,7 @@ app.add_typer(data_app, name="data")
 app.add_typer(bench_app, name="bench")
 app.add_typer(flags_model.app, name="model")
 flags_publish.add_verbs(app)
+app.command("doctor")(flags_doctor.doctor)
 app.command("serve")(flags_serve.serve)
 app.command("preflight")(flags_endpoint.preflight)
 app.command("quantize")(flags_quantize.quantize)

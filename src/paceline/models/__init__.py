@@ -10,6 +10,6 @@ transfer   one file over HTTP: resumed, checked
 
 from paceline.models.describe import describe
 from paceline.models.fetch import fetch, listing
-from paceline.models.verify import verify, write_manifest
+from paceline.models.verify import verify, verify_headers, write_manifest
 
-__all__ = ["describe", "fetch", "listing", "verify", "write_manifest"]
+__all__ = ["describe", "fetch", "listing", "verify", "verify_headers", "write_manifest"]

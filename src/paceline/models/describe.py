@@ -6,13 +6,14 @@ divided by what one live sequence takes is how many sequences can live at once.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from paceline.models.layout import Model, read_model
 
-__all__ = ["CARDS", "Card", "describe"]
+__all__ = ["CARDS", "PRECISIONS", "Card", "describe", "live_sequences", "weight_bytes"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +37,7 @@ CARDS = (
 # Activations, CUDA's context, workspaces; and what a cache cannot use of the rest.
 _RESERVE_BYTES, _USABLE = 3 * 10**9, 0.97
 # Bits of a linear weight, scales included, and of a cached number, by precision.
-_PRECISIONS = {
+PRECISIONS = {
     "16 bit": (16.0, 16),
     "fp8, KV fp8": (8.0, 8),
     "w4a16": (4.125, 16),
@@ -61,7 +62,7 @@ def describe(path: Path, *, context_tokens: int) -> dict[str, Any]:
         "precision": model.layout or model.dtype,
         "group_len": model.group_len,
         "kv_cache": "fp8" if model.is_kv_fp8 else "16 bit",
-        "weight_bytes": _weight_bytes(model, model.linear_bits),
+        "weight_bytes": weight_bytes(model, model.linear_bits),
         "bytes_on_disk": on_disk,
         "kv_bytes_a_token": model.kv_bytes(kv_bits),
         "context_tokens": context_tokens,
@@ -69,14 +70,24 @@ def describe(path: Path, *, context_tokens: int) -> dict[str, Any]:
     }
 
 
-def _weight_bytes(model: Model, bits: float) -> int:
+def weight_bytes(model: Model, bits: float) -> int:
+    """Bytes of the weights, with so many bits for each of the linear layers."""
     return int(model.linear_parameters * bits / 8) + 2 * model.other_parameters
+
+
+def live_sequences(
+    model: Model, memory_bytes: Sequence[int], precision: str, *, context_tokens: int
+) -> int:
+    """Sequences that live at once on cards that share one copy; 0 where the weights do not fit."""
+    bits, kv_bits = PRECISIONS[precision]
+    room = sum(size - _RESERVE_BYTES for size in memory_bytes) - weight_bytes(model, bits)
+    return max(0, int(room * _USABLE // (model.kv_bytes(kv_bits) * context_tokens)))
 
 
 def _fit(model: Model, card: Card, context_tokens: int) -> dict[str, Any]:
     """Live sequences on one card, by precision; 0 where the weights do not fit."""
-    live = {}
-    for name, (bits, kv_bits) in _PRECISIONS.items():
-        room = (card.memory_bytes - _RESERVE_BYTES - _weight_bytes(model, bits)) * _USABLE
-        live[name] = max(0, int(room // (model.kv_bytes(kv_bits) * context_tokens)))
+    live = {
+        name: live_sequences(model, (card.memory_bytes,), name, context_tokens=context_tokens)
+        for name in PRECISIONS
+    }
     return {"card": card.name, "memory_bytes": card.memory_bytes, "live_sequences": live}

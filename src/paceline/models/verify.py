@@ -24,7 +24,15 @@ from paceline.models.layout import Expected, expected_tensors, read_model
 from paceline.models.shards import StoredTensor, bad_values, read_header
 from paceline.rundir import write_atomically
 
-__all__ = ["MANIFEST", "ModelFinding", "file_hash", "read_manifest", "verify", "write_manifest"]
+__all__ = [
+    "MANIFEST",
+    "ModelFinding",
+    "file_hash",
+    "read_manifest",
+    "verify",
+    "verify_headers",
+    "write_manifest",
+]
 
 MANIFEST = "SHA256SUMS"
 _SHOWN = 5
@@ -53,15 +61,22 @@ def verify(folder: Path, *, manifest: Path | None, progress: Progress) -> list[M
         raise CheckpointError(
             f"{folder} is no folder.", hint="name a Hugging Face folder, with config.json"
         )
-    expected = expected_tensors(read_model(folder))
     listed = manifest or (folder / MANIFEST if (folder / MANIFEST).is_file() else None)
     hashes = read_manifest(listed) if listed is not None else None
-    tensors, findings = _headers(folder)
-    findings += _compared(tensors, expected)
+    tensors, findings = _examined(folder)
     findings.append(_finite(tensors, progress))
     if hashes is not None:
         findings.append(_hashes(folder, hashes, progress))
     return findings
+
+
+def verify_headers(folder: Path) -> list[ModelFinding]:
+    """What `verify` checks without reading a weight: seconds for any size.
+
+    Raises
+        CheckpointError  there is no config.json that can be read, or no weights at all.
+    """
+    return _examined(folder)[1]
 
 
 def read_manifest(path: Path) -> dict[str, str]:
@@ -113,6 +128,12 @@ def file_hash(path: Path, algorithm: str) -> str:
             return hashlib.file_digest(file, algorithm).hexdigest()
     except OSError as error:
         raise CheckpointError(f"Cannot read {path}: {error.strerror}.") from error
+
+
+def _examined(folder: Path) -> tuple[dict[str, tuple[Path, StoredTensor]], list[ModelFinding]]:
+    expected = expected_tensors(read_model(folder))
+    tensors, findings = _headers(folder)
+    return tensors, findings + _compared(tensors, expected)
 
 
 def _headers(folder: Path) -> tuple[dict[str, tuple[Path, StoredTensor]], list[ModelFinding]]:

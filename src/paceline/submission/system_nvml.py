@@ -4,25 +4,44 @@ No package is needed and nothing is started: what `nvidia-smi` knows is read fro
 it. A machine without the library has no NVIDIA accelerators; a question that the driver or the
 device does not answer leaves its fact unknown.
 
-Source of names and values: nvml.h of CUDA 12 and 13, whose functions here are unchanged since
-CUDA 10.
+    gpus()      what the accelerators are
+    health()    how they are at this moment: memory, other processes, clocks, power, errors
+
+Source of names and values: nvml.h of CUDA 12 and 13. What `gpus` asks is unchanged since CUDA 10;
+what an older driver lacks of `health` is unknown.
 """
 
 from __future__ import annotations
 
 import ctypes
 import re
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from paceline.submission.system_parse import Gpu
 
-__all__ = ["gpus"]
+__all__ = ["Health", "gpus", "health"]
+
+_Answer = TypeVar("_Answer")
 
 _LIBRARY = "libnvidia-ml.so.1"
 _TEXT_BYTES = 96
 _CLOCK_SM = 1
 _MAX_LINKS = 18
 _FEATURE_ENABLED = 1
+_MAX_PROCESSES = 256
+_VOLATILE, _UNCORRECTED = 0, 1
+_GPU_CORE = 0
+# nvmlClocksEventReason*: bits that say why clocks are lower than they could be. Idle, the user's
+# own clocks and groups of synchronised cards are no trouble.
+_THROTTLES = {
+    0x04: "power cap",
+    0x08: "hardware slowdown",
+    0x20: "thermal (software)",
+    0x40: "thermal (hardware)",
+    0x80: "power brake",
+}
 
 
 class _Memory(ctypes.Structure):
@@ -33,8 +52,61 @@ class _Memory(ctypes.Structure):
     )
 
 
+class _Process(ctypes.Structure):
+    _fields_ = (
+        ("pid", ctypes.c_uint),
+        ("used", ctypes.c_ulonglong),
+        ("gpu_instance", ctypes.c_uint),
+        ("compute_instance", ctypes.c_uint),
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Health:
+    """How one accelerator is at this moment; None for what its driver does not say.
+
+    `pids` are the processes that compute on it. `throttles` says why its clocks are lowered.
+    `uncorrected_errors` are those of its memory since the driver was loaded; `is_row_pending` that
+    a bad row waits for a reset, `is_row_lost` that one could not be replaced.
+    """
+
+    index: int
+    uuid: str | None
+    name: str
+    driver: str | None
+    memory_bytes: int | None
+    free_bytes: int | None
+    pids: tuple[int, ...] | None
+    sm_mhz: int | None
+    max_sm_mhz: int | None
+    throttles: tuple[str, ...] | None
+    temperature_c: int | None
+    power_w: float | None
+    power_limit_w: float | None
+    default_limit_w: float | None
+    pcie_width: int | None
+    max_pcie_width: int | None
+    num_links: int | None
+    num_links_down: int | None
+    is_ecc_on: bool | None
+    uncorrected_errors: int | None
+    is_row_pending: bool | None
+    is_row_lost: bool | None
+    is_split: bool | None
+
+
 def gpus(library: str = _LIBRARY) -> list[Gpu]:
     """The NVIDIA accelerators of this host; empty when there is no driver."""
+    return _each(library, _gpu)
+
+
+def health(library: str = _LIBRARY) -> list[Health]:
+    """How the NVIDIA accelerators of this host are; empty when there is no driver."""
+    return _each(library, _health)
+
+
+def _each(library: str, ask: Callable[[Any, Any, int, str | None], _Answer]) -> list[_Answer]:
+    """What `ask` gives for each device."""
     try:
         nvml = ctypes.CDLL(library)
     except OSError:
@@ -42,16 +114,92 @@ def gpus(library: str = _LIBRARY) -> list[Gpu]:
     if not _call(nvml, "nvmlInit_v2"):
         return []
     try:
-        count = _number(nvml, "nvmlDeviceGetCount_v2") or 0
         driver = _text(nvml, "nvmlSystemGetDriverVersion")
-        return [_gpu(nvml, index, driver) for index in range(count)]
+        answers = []
+        for index in range(_number(nvml, "nvmlDeviceGetCount_v2") or 0):
+            device = ctypes.c_void_p()
+            _call(nvml, "nvmlDeviceGetHandleByIndex_v2", ctypes.c_uint(index), ctypes.byref(device))
+            answers.append(ask(nvml, device, index, driver))
+        return answers
     finally:
         _call(nvml, "nvmlShutdown")
 
 
-def _gpu(nvml: Any, index: int, driver: str | None) -> Gpu:
-    device = ctypes.c_void_p()
-    _call(nvml, "nvmlDeviceGetHandleByIndex_v2", ctypes.c_uint(index), ctypes.byref(device))
+def _health(nvml: Any, device: Any, index: int, driver: str | None) -> Health:
+    held = _Memory()
+    known = _call(nvml, "nvmlDeviceGetMemoryInfo", device, ctypes.byref(held))
+    states = _link_states(nvml, device)
+    row = _row_states(nvml, device)
+    return Health(
+        index=index,
+        uuid=_text(nvml, "nvmlDeviceGetUUID", device),
+        name=_text(nvml, "nvmlDeviceGetName", device) or "unknown NVIDIA device",
+        driver=driver,
+        memory_bytes=int(held.total) if known else None,
+        free_bytes=int(held.free) if known else None,
+        pids=_pids(nvml, device),
+        sm_mhz=_number(nvml, "nvmlDeviceGetClockInfo", device, ctypes.c_int(_CLOCK_SM)),
+        max_sm_mhz=_number(nvml, "nvmlDeviceGetMaxClockInfo", device, ctypes.c_int(_CLOCK_SM)),
+        throttles=_throttles(nvml, device),
+        temperature_c=_number(nvml, "nvmlDeviceGetTemperature", device, ctypes.c_int(_GPU_CORE)),
+        power_w=_watts(nvml, "nvmlDeviceGetPowerUsage", device),
+        power_limit_w=_watts(nvml, "nvmlDeviceGetEnforcedPowerLimit", device),
+        default_limit_w=_watts(nvml, "nvmlDeviceGetPowerManagementDefaultLimit", device),
+        pcie_width=_number(nvml, "nvmlDeviceGetCurrPcieLinkWidth", device),
+        max_pcie_width=_number(nvml, "nvmlDeviceGetMaxPcieLinkWidth", device),
+        num_links=states.count(_FEATURE_ENABLED) if states else None,
+        num_links_down=len(states) - states.count(_FEATURE_ENABLED) if states else None,
+        is_ecc_on=_ecc(nvml, device),
+        uncorrected_errors=_wide(
+            nvml,
+            "nvmlDeviceGetTotalEccErrors",
+            device,
+            ctypes.c_int(_UNCORRECTED),
+            ctypes.c_int(_VOLATILE),
+        ),
+        is_row_pending=row[0] if row else None,
+        is_row_lost=row[1] if row else None,
+        is_split=_is_split(nvml, device),
+    )
+
+
+def _pids(nvml: Any, device: Any) -> tuple[int, ...] | None:
+    """Processes that compute on a device; None when the driver does not say, or names too many."""
+    count, found = ctypes.c_uint(_MAX_PROCESSES), (_Process * _MAX_PROCESSES)()
+    for version in ("_v3", "_v2"):
+        name = f"nvmlDeviceGetComputeRunningProcesses{version}"
+        if _call(nvml, name, device, ctypes.byref(count), found):
+            return tuple(found[place].pid for place in range(count.value))
+    return None
+
+
+def _throttles(nvml: Any, device: Any) -> tuple[str, ...] | None:
+    for word in ("Event", "Throttle"):
+        mask = _wide(nvml, f"nvmlDeviceGetCurrentClocks{word}Reasons", device)
+        if mask is not None:
+            return tuple(words for bit, words in _THROTTLES.items() if mask & bit)
+    return None
+
+
+def _row_states(nvml: Any, device: Any) -> tuple[bool, bool] | None:
+    """Whether a bad row of memory waits for a reset, and whether one could not be replaced."""
+    corrected, uncorrected, pending, lost = (ctypes.c_uint() for _ in range(4))
+    places = [ctypes.byref(value) for value in (corrected, uncorrected, pending, lost)]
+    if not _call(nvml, "nvmlDeviceGetRemappedRows", device, *places):
+        return None
+    return bool(pending.value), bool(lost.value)
+
+
+def _is_split(nvml: Any, device: Any) -> bool | None:
+    current, pending = ctypes.c_uint(), ctypes.c_uint()
+    known = _call(
+        nvml, "nvmlDeviceGetMigMode", device, ctypes.byref(current), ctypes.byref(pending)
+    )
+    return current.value == _FEATURE_ENABLED if known else None
+
+
+def _gpu(nvml: Any, device: Any, index: int, driver: str | None) -> Gpu:
+    del index
     name = _text(nvml, "nvmlDeviceGetName", device) or "unknown NVIDIA device"
     held = _Memory()
     known = _call(nvml, "nvmlDeviceGetMemoryInfo", device, ctypes.byref(held))
@@ -82,12 +230,17 @@ def _memory_kind(nvml: Any, device: Any, name: str) -> str | None:
 
 def _links(nvml: Any, device: Any) -> int | None:
     """NVLink connections that are up; None when the driver does not say."""
+    states = _link_states(nvml, device)
+    return states.count(_FEATURE_ENABLED) if states else None
+
+
+def _link_states(nvml: Any, device: Any) -> list[int]:
+    """The state of each NVLink connection of which the driver knows."""
     states = [
         _number(nvml, "nvmlDeviceGetNvLinkState", device, ctypes.c_uint(link))
         for link in range(_MAX_LINKS)
     ]
-    known = [state for state in states if state is not None]
-    return sum(state == _FEATURE_ENABLED for state in known) if known else None
+    return [state for state in states if state is not None]
 
 
 def _ecc(nvml: Any, device: Any) -> bool | None:
@@ -101,6 +254,16 @@ def _ecc(nvml: Any, device: Any) -> bool | None:
 def _number(nvml: Any, name: str, *arguments: Any) -> int | None:
     value = ctypes.c_uint()
     return value.value if _call(nvml, name, *arguments, ctypes.byref(value)) else None
+
+
+def _wide(nvml: Any, name: str, *arguments: Any) -> int | None:
+    value = ctypes.c_ulonglong()
+    return value.value if _call(nvml, name, *arguments, ctypes.byref(value)) else None
+
+
+def _watts(nvml: Any, name: str, device: Any) -> float | None:
+    milliwatts = _number(nvml, name, device)
+    return None if milliwatts is None else milliwatts / 1000
 
 
 def _text(nvml: Any, name: str, *arguments: Any) -> str | None:

@@ -18,7 +18,7 @@ from paceline.submission import system_nvml, system_parse
 from paceline.submission.system_host import Host
 from paceline.submission.system_parse import Gpu, size_text
 
-__all__ = ["Facts", "find_gpus", "probe"]
+__all__ = ["Facts", "find_gpus", "probe", "silent_gpus"]
 
 Facts = dict[str, tuple[str | int, str]]
 
@@ -139,7 +139,7 @@ def _network(host: Host) -> Facts:
 
 
 def _accelerators(host: Host, gpus: Sequence[Gpu], source: str) -> Facts:
-    if not gpus and _silent_gpus(host):
+    if not gpus and silent_gpus(host):
         return {}
     if not gpus:
         source = "no NVIDIA or AMD driver answers"
@@ -172,7 +172,7 @@ def _accelerators(host: Host, gpus: Sequence[Gpu], source: str) -> Facts:
     return {**found, "accelerators_per_node": (len(gpus), source)}
 
 
-def _silent_gpus(host: Host) -> bool:
+def silent_gpus(host: Host) -> bool:
     """Whether NVIDIA or AMD display devices are plugged in: their driver is missing then."""
     devices = "/sys/bus/pci/devices"
     return any(

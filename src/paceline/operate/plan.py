@@ -1,0 +1,208 @@
+"""Whether the model fits on the cards that are here, and how the run could be laid out on them.
+
+The expected speed is a rule of thumb: what the best published submission made of each card. A
+run's own speed comes from `paceline preflight`.
+
+Sources of speeds: summaries of mlcommons/inference_results_v4.0 to v6.1, llama2-70b-99.9 or -99,
+Offline, tokens/s of the whole system divided by its cards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from paceline.models.describe import PRECISIONS, live_sequences, weight_bytes
+from paceline.models.layout import Model, read_model
+from paceline.operate.cards import cards_needed, wants_cards
+from paceline.operate.finding import Finding, blocker, fine, warning
+from paceline.operate.subject import Asked
+from paceline.submission.system_parse import size_text
+
+__all__ = ["Placed", "fit_findings", "make_plan", "placed"]
+
+_LLAMA2_70B = Model(
+    num_layers=80,
+    hidden=8192,
+    inner=28672,
+    num_heads=64,
+    num_kv_heads=8,
+    head_size=128,
+    vocabulary=32000,
+    tied=False,
+    dtype="float16",
+    layout=None,
+    group_len=0,
+    has_fixed_inputs=False,
+    is_kv_fp8=False,
+)
+# Mean length of a live sequence of OpenOrca: a prompt of 290 tokens and 200 of its answer.
+_CONTEXT_TOKENS = 490
+# The reference's mean answer, and how many sequences a step needs to be worth its weights.
+_TOKENS_A_SAMPLE, _NUM_SAMPLES, _LEAST_S = 294.45, 24_576, 600
+_ENOUGH_LIVE, _FEW_LIVE = 256, 64
+_SIXTEEN, _FP8 = "16 bit", "fp8, KV fp8"
+_GROUPS = (1, 2, 4, 8)
+# (part of the card's name, tokens/s a card or None, where it was published); the first that is in
+# the name counts.
+_PUBLISHED: tuple[tuple[str, int | None, str], ...] = (
+    ("GH200", 4686, "NVIDIA GH200-144GB x1, v5.0, FP8"),
+    ("H200 NVL", 4001, "Dell XE7740 H200 NVL x8, v6.0, FP8"),
+    ("H200", 4415, "Dell XE9680 H200 x8, v5.1, FP8"),
+    ("H100 NVL", 1950, "Azure H100 NVL x2, v4.0, FP8"),
+    ("H100 PCIe", None, ""),
+    ("H100", 3913, "NVIDIA DGX H100 x8, v5.0, FP8"),
+    ("B300", 14466, "Cisco B300 x8, v6.0, FP4"),
+    ("B200", 12864, "Lenovo B200 x8, v5.1, FP4"),
+    ("RTX PRO 6000", 3739, "HPE RTX PRO 6000 x8, v6.0"),
+    ("MI355X", 13315, "AMD MI355X x8, v6.1, MXFP4"),
+    ("MI325X", 4319, "AMD MI325X x8, v5.1, FP8"),
+    ("MI300X", 3482, "MangoBoost MI300X x8, v5.1, FP8"),
+)
+_WITH_FP8 = ("H100", "H200", "B200", "B300", "L40", "RTX PRO", "Ada", "4090", "MI3")
+_PRECISION_OF = {
+    "fp8-tensor": _FP8,
+    "fp8-token": _FP8,
+    "fp8": _FP8,
+    "w4a16": "w4a16",
+    "int4": "w4a16",
+    "w4a8": "w4a8, KV fp8",
+    "mxfp4": "w4a8, KV fp8",
+    "nvfp4": "w4a8, KV fp8",
+    "none": _SIXTEEN,
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Placed:
+    """A model, the cards here and the precision that the run would have on them."""
+
+    model: Model
+    cards: tuple[tuple[str, int], ...]
+    precision: str
+
+    def live(self, group: int) -> int:
+        """Sequences that live at once in one copy over the first `group` cards."""
+        memory = [size for _, size in self.cards[:group]]
+        return live_sequences(self.model, memory, self.precision, context_tokens=_CONTEXT_TOKENS)
+
+
+def placed(asked: Asked | None, cards: Sequence[tuple[str, int]]) -> Placed | str:
+    """What can be said of the model on these cards, or why nothing can.
+
+    Raises CheckpointError when the checkpoint's config.json cannot be read.
+    """
+    if not cards:
+        return "no card whose memory is known is here"
+    if asked is not None and not wants_cards(asked, len(cards)):
+        return "the recipe uses no card of this machine"
+    folder = asked.model_folder if asked else None
+    model = read_model(folder) if folder else _LLAMA2_70B
+    if asked is not None and folder is None and not asked.benchmark.is_mlperf:
+        return "the shape of the model is not known without its config.json"
+    return Placed(
+        model=model,
+        cards=tuple(cards),
+        precision=_precision(asked, model, has_folder=bool(folder), names=[n for n, _ in cards]),
+    )
+
+
+def _precision(asked: Asked | None, model: Model, *, has_folder: bool, names: Sequence[str]) -> str:
+    has_fp8 = all(any(part in name for part in _WITH_FP8) for name in names)
+    engine = asked.config.engine if asked else ""
+    if engine == "reference":
+        return _SIXTEEN
+    said = getattr(asked.settings, "quantization", "auto") if asked else "auto"
+    if said in _PRECISION_OF:
+        return _PRECISION_OF[said]
+    if model.layout is not None:
+        return _PRECISION_OF[model.layout]
+    # The native engine keeps a checkpoint as it is stored; servers are told to quantise it.
+    return _SIXTEEN if not has_fp8 or (engine == "native" and has_folder) else _FP8
+
+
+def fit_findings(asked: Asked, where: Placed) -> list[Finding]:
+    """Whether the model fits as the recipe lays it out, and whether every card gets work."""
+    name, why = "model fits", "with few live sequences each step reads all weights for few tokens"
+    num_cards = len(where.cards)
+    group = num_cards if asked.config.engine == "reference" else cards_needed(asked)
+    if group > num_cards:
+        return []  # said of the cards
+    weights = size_text(weight_bytes(where.model, PRECISIONS[where.precision][0]))
+    live = where.live(group)
+    seen = (
+        f"{weights} of weights ({where.precision}) on {group} x {where.cards[0][0]}: "
+        f"{live:,} live sequences"
+    )
+    more = f"--set engine.{asked.config.engine}.tensor_parallel={min(2 * group, num_cards)}"
+    smaller = "paceline quantize --help   for a smaller checkpoint"
+    mend = f"{more}   or {smaller}" if 2 * group <= num_cards and group > 0 else smaller
+    if live == 0:
+        fit = blocker(name, seen, why="the engine ends at its start: out of memory", mend=mend)
+    elif live < _FEW_LIVE:
+        fit = warning(name, seen, why=why, mend=mend)
+    else:
+        fit = fine(name, seen, why=why)
+    return [fit, *_use(asked, num_cards, group)]
+
+
+def _use(asked: Asked, num_cards: int, group: int) -> list[Finding]:
+    """Cards without work."""
+    settings, engine = asked.settings, asked.config.engine
+    named = len(getattr(settings, "gpus", ())) or num_cards
+    used = {
+        "native": group * getattr(settings, "data_parallel", 1),
+        "managed": named // group * group,
+    }.get(engine, num_cards)
+    if used >= num_cards:
+        return []
+    lift = (
+        f"--set engine.native.data_parallel={num_cards}"
+        if engine == "native" and group == 1
+        else "--engine managed   starts a copy on every group of cards"
+        if engine == "native"
+        else f"--set engine.{engine}.tensor_parallel=N   with N a divisor of {num_cards}, no gpus"
+    )
+    return [
+        warning(
+            "gpus used",
+            f"the recipe uses {used} of {num_cards} cards",
+            why="speed grows with the cards that work",
+            mend=lift,
+        )
+    ]
+
+
+def make_plan(where: Placed, *, recipe: str) -> dict[str, Any] | None:
+    """A layout by rule of thumb: the smallest group of cards with room for enough sequences."""
+    num_cards = len(where.cards)
+    groups = [group for group in _GROUPS if group <= num_cards and where.live(group) > 0]
+    if not groups:
+        return None
+    group = next((g for g in groups if where.live(g) >= _ENOUGH_LIVE), groups[-1])
+    replicas = num_cards // group
+    name = where.cards[0][0]
+    rate, source = next(((r, s) for part, r, s in _PUBLISHED if part in name), (None, ""))
+    if (
+        where.precision == _SIXTEEN
+        or where.model.linear_parameters != _LLAMA2_70B.linear_parameters
+    ):
+        rate = None
+    expected = rate * group * replicas if rate else None
+    hours = max(_LEAST_S, _NUM_SAMPLES * _TOKENS_A_SAMPLE / expected) / 3600 if expected else None
+    return {
+        "cards": f"{num_cards} x {name}",
+        "precision": where.precision,
+        "tensor_parallel": group,
+        "replicas": replicas,
+        "cards_left_over": num_cards - group * replicas,
+        "live_sequences_per_replica": where.live(group),
+        "tokens_per_second_at_best": expected,
+        "performance_hours_at_least": None if hours is None else round(hours, 3),
+        "accuracy_hours_at_least": None if hours is None else round(hours, 3),
+        "basis": f"{rate:,} tokens/s a card: {source}"
+        if rate
+        else "no published result of this model, card and precision is known here",
+        "measure": f"paceline preflight {recipe or 'RECIPE'}",
+    }

@@ -1,0 +1,117 @@
+"""A stand-in for NVIDIA's driver library, compiled, so that the real door opens on it."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+# A flag is a number that -D sets: how this machine differs from two well H200.
+SOURCE = r"""
+#include <string.h>
+#ifndef CARDS
+#define CARDS 2
+#endif
+#ifndef NAME
+#define NAME "NVIDIA H200"
+#endif
+#ifndef BYTES
+#define BYTES 150754820096ULL
+#endif
+#ifndef DRIVER
+#define DRIVER "580.1"
+#endif
+#ifndef THROTTLE
+#define THROTTLE 0
+#endif
+#ifndef BUSY_PID
+#define BUSY_PID 0
+#endif
+#ifndef HELD
+#define HELD 500000000ULL
+#endif
+#ifndef ERRORS
+#define ERRORS 0
+#endif
+#ifndef ROW_PENDING
+#define ROW_PENDING 0
+#endif
+#ifndef ROW_LOST
+#define ROW_LOST 0
+#endif
+#ifndef LIMIT_MW
+#define LIMIT_MW 700000
+#endif
+#ifndef WIDTH
+#define WIDTH 16
+#endif
+#ifndef LINKS_UP
+#define LINKS_UP 18
+#endif
+#ifndef SPLIT
+#define SPLIT 0
+#endif
+#ifndef ECC
+#define ECC 1
+#endif
+typedef struct { unsigned long long total, free, used; } memory_t;
+typedef struct { unsigned pid; unsigned long long used; unsigned gi, ci; } process_t;
+/* What is wrong is wrong with the last card only. */
+static int is_ill(void *d) { return (long)d == CARDS; }
+int nvmlInit_v2(void) { return 0; }
+int nvmlShutdown(void) { return 0; }
+int nvmlDeviceGetCount_v2(unsigned *n) { *n = CARDS; return 0; }
+int nvmlSystemGetDriverVersion(char *s, unsigned n) { strncpy(s, DRIVER, n); return 0; }
+int nvmlDeviceGetHandleByIndex_v2(unsigned i, void **d) { *d = (void *)(long)(i + 1); return 0; }
+int nvmlDeviceGetName(void *d, char *s, unsigned n) { strncpy(s, NAME, n); return 0; }
+int nvmlDeviceGetUUID(void *d, char *s, unsigned n) {
+  strncpy(s, "GPU-0aaa", n); s[4] = '0' + (char)(long)d; return 0; }
+int nvmlDeviceGetMemoryInfo(void *d, memory_t *m) {
+  m->total = BYTES; m->used = is_ill(d) ? HELD : 500000000ULL; m->free = m->total - m->used;
+  return 0; }
+int nvmlDeviceGetMaxPcieLinkGeneration(void *d, unsigned *v) { *v = 5; return 0; }
+int nvmlDeviceGetMaxPcieLinkWidth(void *d, unsigned *v) { *v = 16; return 0; }
+int nvmlDeviceGetMaxClockInfo(void *d, int type, unsigned *v) { *v = 1980 * type; return 0; }
+int nvmlDeviceGetMemoryBusWidth(void *d, unsigned *v) { *v = 6144; return 0; }
+int nvmlDeviceGetNvLinkState(void *d, unsigned link, unsigned *v) {
+  *v = link < (is_ill(d) ? LINKS_UP : 18); return 0; }
+int nvmlDeviceGetEccMode(void *d, unsigned *now, unsigned *then) {
+  *now = *then = is_ill(d) ? ECC : 1; return 0; }
+#ifndef OLD
+int nvmlDeviceGetComputeRunningProcesses_v3(void *d, unsigned *n, process_t *p) {
+  *n = is_ill(d) && BUSY_PID ? 1 : 0; if (*n) p[0].pid = BUSY_PID; return 0; }
+int nvmlDeviceGetClockInfo(void *d, int type, unsigned *v) {
+  *v = is_ill(d) && THROTTLE ? 900 : 1980; return 0; }
+int nvmlDeviceGetCurrentClocksThrottleReasons(void *d, unsigned long long *v) {
+  *v = is_ill(d) && THROTTLE ? THROTTLE : 1; return 0; }
+int nvmlDeviceGetTemperature(void *d, int sensor, unsigned *v) { *v = 41; return 0; }
+int nvmlDeviceGetPowerUsage(void *d, unsigned *v) { *v = 76000; return 0; }
+int nvmlDeviceGetEnforcedPowerLimit(void *d, unsigned *v) {
+  *v = is_ill(d) ? LIMIT_MW : 700000; return 0; }
+int nvmlDeviceGetPowerManagementDefaultLimit(void *d, unsigned *v) { *v = 700000; return 0; }
+int nvmlDeviceGetCurrPcieLinkWidth(void *d, unsigned *v) { *v = is_ill(d) ? WIDTH : 16; return 0; }
+int nvmlDeviceGetTotalEccErrors(void *d, int type, int counter, unsigned long long *v) {
+  *v = is_ill(d) && type == 1 && counter == 0 ? ERRORS : 0; return 0; }
+int nvmlDeviceGetRemappedRows(void *d, unsigned *c, unsigned *u, unsigned *wait, unsigned *lost) {
+  *c = *u = 0; *wait = is_ill(d) ? ROW_PENDING : 0; *lost = is_ill(d) ? ROW_LOST : 0; return 0; }
+int nvmlDeviceGetMigMode(void *d, unsigned *now, unsigned *then) {
+  *now = *then = is_ill(d) ? SPLIT : 0; return 0; }
+#endif
+"""
+
+
+def build_driver(folder: Path, **flags: object) -> Path:
+    """libnvidia-ml.so.1 in `folder`, of which LD_LIBRARY_PATH makes this machine's driver."""
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is None:
+        pytest.skip("needs a C compiler to stand in for the driver's library")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "stub.c").write_text(SOURCE)
+    library = folder / "libnvidia-ml.so.1"
+    words = [f"-D{name}={value}" for name, value in flags.items()]
+    subprocess.run(
+        [compiler, "-shared", "-fPIC", *words, "-o", library, folder / "stub.c"], check=True
+    )
+    return library
