@@ -5,8 +5,10 @@ from __future__ import annotations
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
+from support import Outcome
 
 # A flag is a number that -D sets: how this machine differs from two well H200.
 SOURCE = r"""
@@ -115,3 +117,13 @@ def build_driver(folder: Path, **flags: object) -> Path:
         [compiler, "-shared", "-fPIC", *words, "-o", library, folder / "stub.c"], check=True
     )
     return library
+
+
+def finding(outcome: Outcome, name: str) -> dict[str, Any]:
+    assert outcome.out, outcome
+    found = [one for one in outcome.json["findings"] if one["name"] == name]
+    assert len(found) == 1, (name, outcome.json["findings"])
+    assert found[0]["seen"], "what"
+    assert found[0]["why"], "why"
+    assert found[0]["level"] == "ok" or found[0]["mend"], "and what to type"
+    return found[0]

@@ -77,11 +77,16 @@ def _print(found: Diagnosis, *, show_all: bool) -> None:
     counts = found.as_json()
     console.print(
         Text(
-            f"{len(found.findings)} findings: {counts['ok']} ok, {counts['warnings']} warnings, "
-            f"{counts['blockers']} blockers; {counts['unknown']} of them unknown; "
-            f"{len(found.not_checked)} not looked at"
+            f"{len(found.findings)} findings: {counts['ok']} ok, "
+            f"{_counted(counts['warnings'], 'warning')}, "
+            f"{_counted(counts['blockers'], 'blocker')}; "
+            f"{counts['unknown']} unknown; {len(found.not_checked)} not looked at"
         )
     )
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _line(finding: Finding) -> Text:

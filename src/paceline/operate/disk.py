@@ -17,7 +17,7 @@ from paceline.submission.system_parse import size_text
 __all__ = ["bytes_needed", "disk_findings"]
 
 _MIB = 1 << 20
-_TEST_BYTES = 64 * _MIB
+_TEST_BYTES, _TEST_S, _BLOCKS_A_SYNC = 64 * _MIB, 1.0, 8
 # A token is 8 hexadecimal digits in LoadGen's log and 8 in the journal; both are also packed.
 _BYTES_A_TOKEN, _BYTES_A_SAMPLE, _BYTES_A_TEST = 24, 2048, 20 * _MIB
 _FREE_WISE = 5 * 10**9
@@ -74,33 +74,35 @@ def _room(folder: Path, asked: Asked | None) -> Finding:
 
 
 def _write_speed(folder: Path) -> list[Finding]:
-    """Write a file of 64 MiB, or of a quarter of what is free, and read it back."""
+    """Write up to 64 MiB, or a quarter of what is free, for a second; read it back."""
     name, why = "disk speed", "logs and answers are written while the clock runs"
-    size = min(_TEST_BYTES, shutil.disk_usage(folder).free // 4)
-    block = os.urandom(_MIB)
+    most = max(1, min(_TEST_BYTES, shutil.disk_usage(folder).free // 4) // _MIB)
     try:
         with tempfile.NamedTemporaryFile(dir=folder, prefix=".paceline-doctor-") as file:
+            block, count = os.urandom(_MIB), 0
             begun_s = time.perf_counter()
-            for _ in range(max(1, size // _MIB)):
-                file.write(block)
-            file.flush()
-            os.fsync(file.fileno())
-            written = max(1, size // _MIB) * _MIB / (time.perf_counter() - begun_s)
-            read = _rate(Path(file.name), max(1, size // _MIB) * _MIB)
+            while count < most and time.perf_counter() - begun_s < _TEST_S:
+                # On the disk every few blocks, so that a slow one is known by its first.
+                some = min(_BLOCKS_A_SYNC, most - count)
+                file.writelines([block] * some)
+                file.flush()
+                os.fsync(file.fileno())
+                count += some
+            written = count * _MIB / (time.perf_counter() - begun_s)
+            read = _rate(Path(file.name), count * _MIB)
     except OSError as error:
         return [
             blocker(
                 name,
-                f"{folder} takes no file of {size_text(max(size, _MIB))}: {error.strerror}",
+                f"{folder} takes no file of {size_text(_MIB, binary=True)}: {error.strerror}",
                 why=why,
                 mend=f"ls -ld {folder}; df -h {folder}   then --out DIR where you can write",
             )
         ]
     seen = f"{folder}: writes {written / 1e6:,.0f} MB/s, reads {read / 1e6:,.0f} MB/s"
     if written < _SLOW_WRITE:
-        return [
-            warning(name, seen, why=why, mend="--out DIR on a disk of this node, not a network's")
-        ]
+        mend = "--out DIR on a disk of this node, not a network's"
+        return [warning(name, seen, why=why, mend=mend)]
     return [fine(name, seen, why=why)]
 
 
@@ -110,7 +112,11 @@ def _rate(path: Path, limit: int) -> float:
         if hasattr(os, "posix_fadvise"):
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         begun_s, count = time.perf_counter(), 0
-        while count < limit and (piece := file.read(min(_MIB, limit - count))):
+        while (
+            count < limit
+            and time.perf_counter() - begun_s < _TEST_S
+            and (piece := file.read(min(_MIB, limit - count)))
+        ):
             count += len(piece)
     return count / max(time.perf_counter() - begun_s, 1e-9)
 

@@ -121,30 +121,15 @@ def _folder(folder: Path, why: str) -> Finding:
 
 
 def _dataset(asked: Asked) -> list[Finding]:
-    name, why = (
-        "dataset",
-        "prompts and references; another one gives an accuracy that means nothing",
-    )
+    name, why = "dataset", "prompts and references; another one gives an accuracy of nothing"
     benchmark = asked.benchmark
+    build = "paceline data build --help   then --data FILE"
     if asked.data == AUTO and benchmark.is_mlperf:
-        return [
-            blocker(
-                name,
-                f"none is named; {benchmark.name} needs the OpenOrca samples",
-                why=why,
-                mend="paceline data build --help   then --data FILE",
-            )
-        ]
+        seen = f"none is named; {benchmark.name} needs the OpenOrca samples"
+        return [blocker(name, seen, why=why, mend=build)]
     path = demo_dataset() if asked.data == AUTO else Path(asked.data).expanduser()
     if not path.is_file():
-        return [
-            blocker(
-                name,
-                f"{path} is not there",
-                why=why,
-                mend="--data FILE where it is, or paceline data build --help",
-            )
-        ]
+        return [blocker(name, f"{path} is not there", why=why, mend=build)]
     verify = f"paceline data verify {path} --benchmark {benchmark.name}"
     try:
         found = dataset.verify_dataset(
@@ -155,17 +140,10 @@ def _dataset(asked: Asked) -> list[Finding]:
         )
     except PacelineError as error:
         return [blocker(name, error.message, why=why, mend=error.hint or verify)]
-    failed = [f"{finding.rule}: {finding.detail}" for finding in found if not finding.passed]
-    if failed:
-        return [
-            blocker(
-                name,
-                f"{path}: {'; '.join(failed)}",
-                why=why,
-                mend=f"{verify}   then fetch it again or paceline data build --help",
-            )
-        ]
-    md5 = next(finding.detail for finding in found if finding.rule == "md5")
+    if failed := [f"{one.rule}: {one.detail}" for one in found if not one.passed]:
+        seen = f"{path}: {'; '.join(failed)}"
+        return [blocker(name, seen, why=why, mend=f"{verify}   then fetch it again, or {build}")]
+    md5 = next(one.detail for one in found if one.rule == "md5")
     return [fine(name, f"{path.name}: {len(found)} rules kept, md5 {md5}", why=why)]
 
 
