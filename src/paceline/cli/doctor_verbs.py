@@ -85,8 +85,8 @@ def _print(found: Diagnosis, *, show_all: bool) -> None:
     )
 
 
-def _counted(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
+def _counted(number: int, what: str, plural: str = "s", singular: str = "") -> str:
+    return f"{number} {what}{singular if number == 1 else plural}"
 
 
 def _line(finding: Finding) -> Text:
@@ -100,8 +100,8 @@ def _print_plan(console: Console, plan: Mapping[str, Any] | None) -> None:
         return
     console.print(
         Text(
-            f"plan      {plan['cards']}: {plan['replicas']} copies over {plan['tensor_parallel']} "
-            f"cards each, {plan['precision']}, "
+            f"plan      {plan['cards']}: {_counted(plan['replicas'], 'cop', 'ies', 'y')} over "
+            f"{_counted(plan['tensor_parallel'], 'card')} each, {plan['precision']}, "
             f"{plan['live_sequences_per_replica']:,} live sequences a copy"
         )
     )
