@@ -63,6 +63,7 @@ data_app = typer.Typer(
 bench_app = typer.Typer(
     no_args_is_help=True, rich_markup_mode=None, help="Measure paceline itself."
 )
+
 RecipeArgument = Annotated[
     Path | None, typer.Argument(help="A TOML recipe; none: the demo on the embedded model.")
 ]
