@@ -52,6 +52,9 @@ SOURCE = r"""
 #ifndef LINKS_UP
 #define LINKS_UP 18
 #endif
+#ifndef LINKS_ELSE
+#define LINKS_ELSE 18
+#endif
 #ifndef SPLIT
 #define SPLIT 0
 #endif
@@ -78,7 +81,7 @@ int nvmlDeviceGetMaxPcieLinkWidth(void *d, unsigned *v) { *v = 16; return 0; }
 int nvmlDeviceGetMaxClockInfo(void *d, int type, unsigned *v) { *v = 1980 * type; return 0; }
 int nvmlDeviceGetMemoryBusWidth(void *d, unsigned *v) { *v = 6144; return 0; }
 int nvmlDeviceGetNvLinkState(void *d, unsigned link, unsigned *v) {
-  *v = link < (is_ill(d) ? LINKS_UP : 18); return 0; }
+  *v = link < (is_ill(d) ? LINKS_UP : LINKS_ELSE); return 0; }
 int nvmlDeviceGetEccMode(void *d, unsigned *now, unsigned *then) {
   *now = *then = is_ill(d) ? ECC : 1; return 0; }
 #ifndef OLD

@@ -75,7 +75,9 @@ def test_a_recipe_that_cannot_be_used_ends_with_2(
 
 
 def test_the_round_of_another_wheel_gets_its_pip_line(quick: Paceline) -> None:
-    told = finding(quick("--engine", "fake", "--round", "v5.1"), "loadgen")
+    told = finding(
+        quick("--benchmark", "llama2-70b-99.9", "--engine", "fake", "--round", "v5.1"), "loadgen"
+    )
     assert told["level"] == "blocker"
     assert told["mend"].startswith("pip install mlcommons-loadgen==")
 
@@ -144,7 +146,8 @@ def test_an_endpoint_that_nobody_serves_is_told_from_one_that_listens(quick: Pac
         urls = f"http://127.0.0.1:{open_port},http://127.0.0.1:{shut_port}"
         settings = ("--set", f"engine.endpoint.urls={urls}")
         key = ("--set", "engine.endpoint.api_key_env=NO_SUCH_KEY")
-        outcome = quick("--engine", "endpoint", *settings, *key)
+        large = ("--benchmark", "llama2-70b-99.9")
+        outcome = quick(*large, "--engine", "endpoint", *settings, *key)
     assert finding(outcome, f"endpoint 127.0.0.1:{open_port}")["level"] == "ok"
     shut = finding(outcome, f"endpoint 127.0.0.1:{shut_port}")
     assert shut["level"] == "blocker"

@@ -32,6 +32,14 @@ data_parallel = 2
 REPOSITORY = Path(__file__).parents[2]
 
 
+def test_links_that_every_card_lacks_are_no_fault_of_one(tmp_path: Path) -> None:
+    found = {one.name: one for one in look(tmp_path, LINKS_UP=0, LINKS_ELSE=0)}
+    assert not found["gpu 0 links"].is_known
+    assert "0 of 18 NVLinks up on every card" in found["gpu 0 links"].seen
+    alone = look(tmp_path / "alone", LINKS_UP=0, CARDS=1)
+    assert {one.level for one in alone} == {"ok"}
+
+
 AMD_SMI = [
     {
         "gpu": place,

@@ -26,6 +26,8 @@ Leap status     : {}
 """
 
 
+# Its tokenizer is not there, so that none is put together from the embedded model.
+LARGE = ("--benchmark", "llama2-70b-99.9")
 REPOSITORY = Path(__file__).parents[2]
 
 
@@ -80,7 +82,7 @@ def limited(which: int, value: int) -> Any:
 
 
 def test_few_open_files_are_too_few_for_many_servers(paceline: Paceline) -> None:
-    arguments = ("doctor", "--engine", "endpoint", "--json", "--set")
+    arguments = ("doctor", *LARGE, "--engine", "endpoint", "--json", "--set")
     urls = "engine.endpoint.urls=http://127.0.0.1:1,http://127.0.0.1:2"
     few = limited(resource.RLIMIT_NOFILE, 900)
     told = finding(paceline(*arguments, urls, preexec_fn=few), "open files")
@@ -92,7 +94,7 @@ def test_few_open_files_are_too_few_for_many_servers(paceline: Paceline) -> None
 
 def test_locked_memory_blocks_a_server_that_speaks_ucx(paceline: Paceline) -> None:
     low = limited(resource.RLIMIT_MEMLOCK, 8 << 20)
-    wanted = ("--engine", "managed", "--set", "engine.managed.preset=trtllm")
+    wanted = (*LARGE, "--engine", "managed", "--set", "engine.managed.preset=trtllm")
     told = finding(paceline("doctor", *wanted, "--json", preexec_fn=low), "locked memory")
     assert told["level"] == "blocker"
     assert told["seen"] == "ulimit -l: 8192 KiB; the recipe runs TensorRT-LLM"
@@ -117,7 +119,7 @@ def tiny_disk(tmp_path: Path) -> Iterator[Path]:
 
 def test_a_small_disk_blocks_the_run_that_would_fill_it(quick: Paceline, tiny_disk: Path) -> None:
     (tiny_disk / "full").write_bytes(b"\0" * (2 << 20))
-    outcome = quick("--engine", "fake", "--out", tiny_disk / "runs")
+    outcome = quick(*LARGE, "--engine", "fake", "--out", tiny_disk / "runs")
     room = finding(outcome, "disk room")
     assert room["level"] == "blocker"
     assert "1.049 MB of 3.146 MB free; the recipe's run writes at most" in room["seen"]

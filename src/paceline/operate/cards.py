@@ -80,7 +80,7 @@ def card_findings(
             _memory(name, card),
             _speed(name, card),
             _errors(name, card),
-            _paths(name, card, len(shown)),
+            _paths(name, card, [other.num_links or 0 for other in shown]),
         ]
     return findings
 
@@ -255,7 +255,12 @@ def _errors(name: str, card: Health) -> Finding:
     return fine(what, "ECC on, no uncorrected errors", why=why)
 
 
-def _paths(name: str, card: Health, num_cards: int) -> Finding:
+def _paths(name: str, card: Health, links: Sequence[int]) -> Finding:
+    """PCIe and NVLink of a card; `links` are the NVLinks that are up on each card.
+
+    How many a card should have depends on its board and bridges, which the driver does not tell,
+    so cards are compared with each other.
+    """
     what, why = f"{name} links", "cards that share a model wait for their links in every layer"
     width, most = card.pcie_width, card.max_pcie_width
     pcie = f"PCIe x{width} of x{most}" if width and most else "PCIe width unknown"
@@ -270,12 +275,13 @@ def _paths(name: str, card: Health, num_cards: int) -> Finding:
             why="a narrow slot or riser slows loading, and every exchange without NVLink",
             mend=f"nvidia-smi -q -i {card.index}   (GPU Link Info); reseat the card or its riser",
         )
-    if num_cards > 1 and card.num_links_down:
-        return warning(
-            what,
-            seen,
-            why=why,
-            mend="nvidia-smi nvlink --status   and   systemctl status nvidia-fabricmanager",
+    mend = "nvidia-smi nvlink --status   and   systemctl status nvidia-fabricmanager"
+    if card.num_links is not None and card.num_links < max(links):
+        seen = f"{seen}; another card has {max(links)}"
+        return warning(what, seen, why=why, mend=mend)
+    if card.num_links_down and len(links) > 1:
+        return unknown(
+            what, f"{seen} on every card, which bridges or PCIe alone explain", why=why, mend=mend
         )
     if width is None and card.num_links is None:
         return unknown(what, seen, why=why, mend="nvidia-smi topo -m")
