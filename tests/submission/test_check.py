@@ -151,6 +151,14 @@ EOS = "02000000"
 TTFT = "result_first_token_99.00_percentile_latency_ns"
 TPOT = "result_time_per_output_token_99.00_percentile_ns"
 
+SHORT_ANSWERS = (
+    "[\n"
+    + ",\n".join(
+        f'{{ "seq_id" : {i}, "qsl_idx" : {i}, "data" : "3201000002000000", "token_count" : 2 }}'
+        for i in range(24576)
+    )
+    + "\n]\n"
+).encode()
 WRONG: dict[str, tuple[str, Edit]] = {
     "invalid run": ("run-valid", put("result_validity", "INVALID")),
     "no verdict": ("run-valid", put("result_validity", None)),
@@ -240,6 +248,10 @@ WRONG: dict[str, tuple[str, Edit]] = {
     "whole log with another's hash": (
         "accuracy-hash-of-log",
         write("results/*/*/Offline/accuracy", "mlperf_log_accuracy.json", b"[\n]\n"),
+    ),
+    "whole log of shorter answers": (
+        "accuracy-tokens-recounted",
+        write("results/*/*/Offline/accuracy", "mlperf_log_accuracy.json", SHORT_ANSWERS),
     ),
     "no TEST06": ("test06-present", remove("results/*/*/Server/TEST06")),
     "TEST06 not verified": ("test06-verified", swap(VERIFIED, "EOS check pass: True", "EOS")),

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import re
 
+from paceline.mlperf.accuracy_log import AccuracyLog
 from paceline.mlperf.rules import Benchmark
 from paceline.mlperf.tree_rules import ACCURACY_LOG_BYTES_MAX, TRUNCATED_BYTES
 from paceline.submission.check.context import (
@@ -64,7 +65,8 @@ def check_accuracy(
         _same_system(log, performance, ledger)
     figures = _figures(inventory, f"{base}/accuracy.txt", result, rules, ledger=ledger)
     facts.accuracy = {name: str(value) for name, value in figures.items()}
-    _log_and_hash(inventory, base, result, rules, ledger=ledger)
+    whole = _log_and_hash(inventory, base, result, rules, ledger=ledger)
+    _recount(base, whole, figures.get("tokens_per_sample"), ledger=ledger)
     _performance_tokens(base, figures, facts, result, ledger=ledger)
 
 
@@ -229,13 +231,14 @@ def _counts(
 
 def _log_and_hash(
     inventory: Inventory, base: str, result: ResultDir, rules: Benchmark, *, ledger: Ledger
-) -> None:
+) -> AccuracyLog | None:
+    """Check the log against its hash; the log itself when it holds every sample."""
     path = f"{base}/mlperf_log_accuracy.json"
     stated = _stated_hash(inventory, f"{base}/accuracy.txt", result, ledger)
     if not ledger.expect(
         inventory.is_file(path), "accuracy-json", path, "mlperf_log_accuracy.json is missing."
     ):
-        return
+        return None
     size, limit = inventory.size(path), ACCURACY_LOG_BYTES_MAX.value
     ledger.expect(
         size <= limit,
@@ -256,9 +259,24 @@ def _log_and_hash(
                 "This log is not truncated, and the hash in accuracy.txt is not its own "
                 f"({digest.hexdigest()}).",
             )
-        _entries(inventory, path, rules, whole=whole, ledger=ledger)
+        log = _entries(inventory, path, rules, whole=whole, ledger=ledger)
     except Unreadable as error:
         ledger.expect(False, "accuracy-json", path, f"The accuracy log {error}.")
+        return None
+    return log if whole and len(log) == rules.num_samples else None
+
+
+def _recount(base: str, log: AccuracyLog | None, stated: float | None, *, ledger: Ledger) -> None:
+    """A whole log says itself how many tokens its answers have."""
+    if log is None or stated is None:
+        return
+    counted = len(log.tokens.flat) / len(log)
+    ledger.expect(
+        abs(counted - stated) <= _TENTH,
+        "accuracy-tokens-recounted",
+        f"{base}/mlperf_log_accuracy.json",
+        f"The log has {counted:.1f} tokens a sample, accuracy.txt says {stated:g}.",
+    )
 
 
 def _stated_hash(inventory: Inventory, path: str, result: ResultDir, ledger: Ledger) -> str | None:
@@ -288,7 +306,7 @@ def _is_cut(data: bytes) -> bool:
 
 def _entries(
     inventory: Inventory, path: str, rules: Benchmark, *, whole: bool, ledger: Ledger
-) -> None:
+) -> AccuracyLog:
     """The entries that are there: all, or a truncated log's ends. Raises Unreadable."""
     log, dtype = read_token_log(
         inventory, path, entries_max=rules.num_samples, bytes_max=_LOG_BYTES_MAX
@@ -310,6 +328,7 @@ def _entries(
     if whole and len(log) != rules.num_samples:
         wrong.append(f"{len(log)} of {rules.num_samples} samples")
     ledger.expect(not wrong, "accuracy-entries", path, f"The accuracy log has {', '.join(wrong)}.")
+    return log
 
 
 def _performance_tokens(

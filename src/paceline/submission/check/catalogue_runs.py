@@ -131,6 +131,8 @@ RUN_RULES = (
     _rule("accuracy-hash-of-log", "A whole log has that SHA-256; another is truncated in form.",
           TRUNCATED_BYTES.source, _TRUNCATE, "never"),
     _rule("accuracy-entries", "The entries that it shows are sound.", _PACELINE, _COPY, "never"),
+    _rule("accuracy-tokens-recounted", "A whole log has as many tokens as accuracy.txt says.",
+          _PACELINE, _SCORE, "never"),
     _rule("same-tokens-per-sample", "Both runs answer at about the same length.", _PACELINE,
           "find out why: both runs answer the same questions", "never"),
     _rule("test06-present", "TEST06 is there, with its raw data.", COMPLIANCE_FILES.source, _TEST,
