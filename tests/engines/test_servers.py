@@ -151,7 +151,9 @@ def test_workers_of_a_server_that_crashed_end_too(tmp_path: Path, pids: Path) ->
 
 
 OWNER = """
-import sys, time
+import signal, sys, time
+# A job in the background inherits that Ctrl-C is ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.path[:0] = {path!r}
 from pathlib import Path
 from test_servers import command, group
@@ -176,7 +178,7 @@ def test_nothing_is_left_when_the_owner_is_ended(
     assert owner.stdout.readline() == "up\n"
     assert len(running(pids)) == 5
     owner.send_signal(number)
-    owner.wait()
+    owner.wait(timeout=60)
     wait_until(lambda: running(pids) == [])
     owner.stdout.close()
 
