@@ -5,8 +5,9 @@ that a checkpoint brings along are left out, weights and KV cache are FP8 on GPU
 sequences and tokens a step by the memory of a server's GPUs: what the submissions and the peer
 measurements that docs/servers.md names used.
 
-Sources: vLLM `vllm serve --help=all`; SGLang docs/advanced_features/
-server_arguments.md (004813e1); TensorRT-LLM tensorrt_llm/commands/serve.py (00209af1), whose
+Sources: vLLM vllm/engine/arg_utils.py, and command lines in use for its later flags; SGLang
+docs/advanced_features/server_arguments.md (004813e1); TensorRT-LLM
+tensorrt_llm/commands/serve.py (00209af1), whose
 `--extra_llm_api_options` file overwrites what flags say; llama.cpp tools/server/README.md
 (00dc8057); llama-cpp-python 0.3.36 `python -m llama_cpp.server --help`.
 """

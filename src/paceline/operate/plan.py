@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from paceline.mlperf.rules import benchmark
 from paceline.models.describe import PRECISIONS, live_sequences, weight_bytes
 from paceline.models.layout import Model, read_model
 from paceline.operate.cards import cards_needed, wants_cards
@@ -22,6 +23,7 @@ from paceline.submission.system_parse import size_text
 
 __all__ = ["Placed", "fit_findings", "make_plan", "placed"]
 
+_BENCHMARK = "llama2-70b-99.9"
 _LLAMA2_70B = Model(
     num_layers=80,
     hidden=8192,
@@ -39,8 +41,7 @@ _LLAMA2_70B = Model(
 )
 # Mean length of a live sequence of OpenOrca: a prompt of 290 tokens and 200 of its answer.
 _CONTEXT_TOKENS = 490
-# The reference's mean answer, and how many sequences a step needs to be worth its weights.
-_TOKENS_A_SAMPLE, _NUM_SAMPLES, _LEAST_S = 294.45, 24_576, 600
+# Sequences that a step needs to be worth its weights.
 _ENOUGH_LIVE, _FEW_LIVE = 256, 64
 _SIXTEEN, _FP8 = "16 bit", "fp8, KV fp8"
 _GROUPS = (1, 2, 4, 8)
@@ -174,6 +175,18 @@ def _use(asked: Asked, num_cards: int, group: int) -> list[Finding]:
     ]
 
 
+def _least_s() -> float:
+    return benchmark(_BENCHMARK).min_duration_ms / 1000
+
+
+def _num_tokens() -> float:
+    """Tokens of one pass over the dataset, were each answer the reference's mean."""
+    rules = benchmark(_BENCHMARK)
+    bounds = rules.accuracy["tokens_per_sample"]
+    assert bounds.high is not None
+    return rules.num_samples * (bounds.low + bounds.high) / 2
+
+
 def make_plan(where: Placed, *, recipe: str) -> dict[str, Any] | None:
     """A layout by rule of thumb: the smallest group of cards with room for enough sequences."""
     num_cards = len(where.cards)
@@ -190,7 +203,7 @@ def make_plan(where: Placed, *, recipe: str) -> dict[str, Any] | None:
     ):
         rate = None
     expected = rate * group * replicas if rate else None
-    hours = max(_LEAST_S, _NUM_SAMPLES * _TOKENS_A_SAMPLE / expected) / 3600 if expected else None
+    hours = max(_least_s(), _num_tokens() / expected) / 3600 if expected else None
     return {
         "cards": f"{num_cards} x {name}",
         "precision": where.precision,
