@@ -45,3 +45,13 @@ def test_few_answers_say_nothing_of_the_length_of_a_sample() -> None:
 def test_a_request_that_fails_ends_the_probe_by_its_error() -> None:
     with pytest.raises(EngineError, match="as told to"):
         measured(FakeConfig(fail_after=5), in_flight=2, seconds=20)
+
+
+@pytest.mark.parametrize("in_flight", [1, 2])
+@pytest.mark.parametrize("pace", [2e5, 7e5, 1.5e6, 2.5e6])
+def test_an_engine_whose_answers_are_due_within_microseconds_goes_on(
+    pace: float, in_flight: int
+) -> None:
+    config = FakeConfig(tokens_per_second=pace, output_len=20)
+    found = measured(config, in_flight=in_flight, seconds=0.3)
+    assert found.answered > 500

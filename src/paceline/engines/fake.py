@@ -70,7 +70,8 @@ class FakeEngine:
     def __init__(self, config: FakeConfig, context: EngineContext) -> None:
         self._config = config
         self._context = context
-        self._queue: queue.SimpleQueue[tuple[Sequence[Request], Sink] | None] = queue.SimpleQueue()
+        # Not SimpleQueue: its get() with a timeout of microseconds can wait for ever.
+        self._queue: queue.Queue[tuple[Sequence[Request], Sink] | None] = queue.Queue()
         self._thread = threading.Thread(target=self._work, name="fake-engine", daemon=True)
         self._idle = threading.Condition()
         self._pending = 0
