@@ -15,12 +15,14 @@ from fault_server import (
     FaultServer,
     Reply,
     completion,
+    context,
     requests,
     right,
     run,
     settings,
     wait_for,
 )
+from paceline.engines.endpoint import EndpointEngine
 from paceline.errors import EngineError, InputError
 
 
@@ -268,6 +270,23 @@ def test_requests_fail_when_no_server_comes_back() -> None:
     error = next(iter(result.sink.failures.values()))
     assert "No server answered for 0.4 s" in error.message
     assert "--resume" in str(error.hint)
+
+
+def test_requests_that_come_when_no_server_is_left_fail_at_once() -> None:
+    first, later = requests(60)[:50], requests(60)[50:]
+
+    with FaultServer(right) as server:
+        engine, sink = EndpointEngine(settings(server, dead_timeout_s=0.2), context()), Collector()
+        try:
+            engine.start()
+            server.stop()
+            engine.submit(first, sink)
+            engine.drain()
+            engine.submit(later, sink)
+            engine.drain()
+        finally:
+            engine.close()
+    assert set(sink.failures) == set(range(60))
 
 
 def test_a_silent_server_is_asked_again_after_the_idle_timeout() -> None:

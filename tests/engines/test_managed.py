@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import signal
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -166,6 +168,49 @@ def test_two_servers_of_our_own_answer_and_leave_no_process(tmp_path: Path) -> N
         except OSError:
             continue
         assert not any(port.encode() in words for port in ports), words
+
+
+def end_server(facts: dict[str, Any]) -> None:
+    """Kill the process that listens where a server of ours was started."""
+    port = facts["url"].rpartition(":")[2].encode()
+    for folder in Path("/proc").glob("[0-9]*"):
+        words = (folder / "cmdline").read_bytes().split(b"\0")
+        if port in words and b"serve" in words and not words[1].startswith(b"-I"):
+            os.kill(int(folder.name), signal.SIGKILL)
+
+
+@pytest.mark.parametrize("restarts", [1, 0])
+def test_a_server_killed_while_it_serves_is_started_again_or_named(
+    tmp_path: Path, restarts: int
+) -> None:
+    config = ManagedConfig(
+        preset="paceline",
+        extra_args="--engine fake --set engine.fake.tokens_per_second=40",
+        probe_s=0.0,
+        restarts=restarts,
+    )
+    engine = ManagedEngine(config, context(tmp_path, embedded_model()))
+    sink = Collector()
+    try:
+        engine.start()
+        prompts = [np.arange(500 + i, 520 + i, dtype=np.int32) for i in range(12)]
+        engine.submit([Request(i, prompt, 8, 1) for i, prompt in enumerate(prompts)], sink)
+        while not sink.completions:
+            time.sleep(0.02)
+        end_server(engine.describe()["processes"][0])
+        engine.drain()
+        facts = engine.describe()
+    finally:
+        engine.close()
+    assert len(sink.completions) + len(sink.failures) == 12
+    (told,) = [note for note in facts["notes"] if "ended (signal 9)" in note]
+    if restarts:
+        assert sink.failures == {}
+        assert told.endswith("it was started again.")
+        assert facts["retries"]
+    else:
+        assert "No server is left" in next(iter(sink.failures.values())).message
+        assert told.endswith("it was not started again.")
 
 
 @pytest.mark.slow

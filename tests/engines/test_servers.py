@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from paceline.engines import servers as servers_module
-from paceline.engines.servers import ServerCommand, ServerGroup, free_ports, without_secrets
+from paceline.engines.server_process import ServerCommand, free_ports, without_secrets
+from paceline.engines.servers import ServerGroup
 from paceline.errors import EngineError
 
 STAND_IN = Path(__file__).with_name("stand_in_server.py")
@@ -148,6 +149,48 @@ def test_workers_of_a_server_that_crashed_end_too(tmp_path: Path, pids: Path) ->
         assert running(pids) == []
     finally:
         servers.close()
+
+
+def test_a_server_that_dies_once_is_started_again_at_the_same_address(
+    tmp_path: Path, pids: Path
+) -> None:
+    lost: list[str] = []
+    servers = group(
+        tmp_path,
+        command(pids, "one", "--die-after", "1", "--deaths", "1"),
+        restarts=2,
+        on_lost=lost.append,
+    )
+    (url,) = servers.start()
+    try:
+        wait_until(lambda: len(pids.read_text().split()) == 2)
+        wait_until(lambda: servers.describe()[0]["ready_after_s"] is not None)
+        assert urllib.request.urlopen(url).status == 200
+        (described,) = servers.describe()
+        assert (described["ended"], described["is_lost"]) == (1, False)
+        assert lost == []
+        assert "one ended (exit 7) while it served" in servers.failures()["one"]
+    finally:
+        servers.close()
+    assert running(pids) == []
+
+
+def test_the_owner_hears_when_the_last_server_has_no_start_left(tmp_path: Path, pids: Path) -> None:
+    lost: list[str] = []
+    servers = group(
+        tmp_path,
+        command(pids, "one", "--die-after", "1"),
+        restarts=1,
+        on_lost=lost.append,
+    )
+    servers.start()
+    try:
+        wait_until(lambda: lost != [])
+        assert lost[0].count("one ended (exit 7)") == 2
+        assert servers.describe()[0]["is_lost"]
+    finally:
+        servers.close()
+    assert running(pids) == []
 
 
 OWNER = """

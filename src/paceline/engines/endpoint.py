@@ -133,6 +133,12 @@ class EndpointEngine:
         }
         return facts | {"notes": _notes(facts)}
 
+    def give_up(self, error: EngineError) -> None:
+        """Fail what is unanswered by this error; whoever runs the servers knows they are gone."""
+        loop, dispatcher = self._loop, self._dispatcher
+        if loop is not None and dispatcher is not None and not loop.is_closed():
+            loop.call_soon_threadsafe(dispatcher.give_up, error)
+
     def server_names(self) -> list[str]:
         """What each server says it is, asked now. Raises EngineError when one does not answer."""
         return self._await(self._ask_names())

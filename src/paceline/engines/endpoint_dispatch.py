@@ -48,13 +48,23 @@ class Dispatcher:
         self._open: dict[Job, None] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
+        self._given_up: PacelineError | None = None
         self.retries: Counter[str] = Counter()
 
     def add(self, jobs: Sequence[Job]) -> None:
         """More requests."""
         self._pile.extend(jobs)
         self._open.update(dict.fromkeys(jobs))
+        if self._given_up is not None:
+            self.give_up(self._given_up)
         self._pump()
+
+    def give_up(self, error: PacelineError) -> None:
+        """Fail every request, also those to come, until a server is back."""
+        self._given_up = error
+        self._pile.clear()
+        for job in list(self._open):
+            self._fail(job, error)
 
     async def close(self) -> None:
         """Give up what is under way; nothing more is pushed."""
@@ -231,6 +241,7 @@ class Dispatcher:
         server.aside_s += time.monotonic() - server.aside_since_s
         server.is_up = server.is_on_trial = True
         server.faults_in_a_row = 0
+        self._given_up = None
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -238,14 +249,11 @@ class Dispatcher:
         self._pump()
 
     def _fail_all(self, fault: ServerFault) -> None:
-        """No server is left: every request fails, the first of them names the cause."""
-        self._pile.clear()
-        for job in list(self._open):
-            self._fail(
-                job,
-                EngineError(
-                    f"No server answered for {self._policy.dead_timeout_s:g} s. "
-                    f"The last one to go: {fault.message}",
-                    hint="start the servers again, then paceline run --resume DIR",
-                ),
+        """No server is left: the error names the last one's cause."""
+        self.give_up(
+            EngineError(
+                f"No server answered for {self._policy.dead_timeout_s:g} s. "
+                f"The last one to go: {fault.message}",
+                hint="start the servers again, then paceline run --resume DIR",
             )
+        )

@@ -24,7 +24,8 @@ from paceline.engines.managed_settings import ManagedConfig, variables
 from paceline.engines.server_gpus import VISIBILITY, Gpu, gpu_groups, visible_gpus
 from paceline.engines.server_plan import Preset, ServerPlan, merged, write_config
 from paceline.engines.server_presets import PRESETS
-from paceline.engines.servers import ServerCommand, ServerGroup, free_ports
+from paceline.engines.server_process import ServerCommand, free_ports
+from paceline.engines.servers import ServerGroup
 from paceline.errors import CheckpointError, EngineError, EnvironmentProblem, InputError
 
 __all__ = ["ManagedConfig", "ManagedEngine", "plan_servers"]
@@ -57,6 +58,8 @@ class ManagedEngine:
             report=context.report,
             start_timeout_s=config.start_timeout_s,
             stop_timeout_s=config.stop_timeout_s,
+            restarts=config.restarts,
+            on_lost=self._give_up,
         )
         try:
             urls = self._group.start()
@@ -72,12 +75,18 @@ class ManagedEngine:
 
     def drain(self) -> None:
         assert self._endpoint is not None
-        assert self._group is not None
-        try:
-            self._endpoint.drain()
-        except EngineError as error:
-            accounts = "\n".join(self._group.failures().values())
-            raise EngineError(f"{error.message}\n{accounts}".rstrip(), hint=error.hint) from error
+        self._endpoint.drain()
+
+    def _give_up(self, account: str) -> None:
+        endpoint = self._endpoint
+        if endpoint is not None:
+            endpoint.give_up(
+                EngineError(
+                    f"No server is left.\n{account}",
+                    hint="mend what ended them, then paceline run --resume DIR; "
+                    "engine.managed.restarts sets how often each is started again",
+                )
+            )
 
     def close(self) -> None:
         endpoint, group = self._endpoint, self._group
@@ -97,7 +106,11 @@ class ManagedEngine:
             f"Preset {self._config.preset}: {ours} gave way to {theirs}."
             for ours, theirs in self._overridden.items()
         ]
-        notes += [account.splitlines()[0] for account in failures.values()]
+        notes += [
+            _told(process, failures[process["name"]])
+            for process in self._group.describe()
+            if process["name"] in failures
+        ]
         return facts | {
             "preset": self._config.preset,
             "processes": self._group.describe(),
@@ -232,6 +245,13 @@ def _environment(config: ManagedConfig, preset: Preset, group: Sequence[Gpu]) ->
     return {**preset.environment, **variables(config.environment), **pinned}
 
 
+def _told(process: dict[str, Any], account: str) -> str:
+    """A server that died, in a line."""
+    state = "was not started again" if process["is_lost"] else "was started again"
+    times = f", {process['ended']} times" if process["ended"] > 1 else ""
+    return f"{account.splitlines()[0].partition(' Its last lines')[0]}{times}; it {state}."
+
+
 def _endpoint_config(
     config: ManagedConfig, plan: ServerPlan, urls: tuple[str, ...]
 ) -> EndpointConfig:
@@ -244,6 +264,8 @@ def _endpoint_config(
         stream=config.stream,
         dtype="fp8" if is_fp8 else "unknown",
         retries=config.retries,
+        # A server that is started again loads its model first; the group says when none is left.
+        dead_timeout_s=config.start_timeout_s,
         total_timeout_s=config.total_timeout_s,
         preflight=config.preflight,
         probe_s=config.probe_s,

@@ -70,6 +70,9 @@ class ManagedConfig:
     start_timeout_s: float = 1800.0
     """How long to wait until the servers are ready."""
 
+    restarts: int = 2
+    """How often each server that dies while it serves is started again; each time is on record."""
+
     stop_timeout_s: float = 10.0
     """How long a server may take to end before it is killed."""
 
@@ -100,7 +103,10 @@ class ManagedConfig:
                     f"engine.managed.{name} is '{getattr(self, name)}'.",
                     hint=f"one of {', '.join(choices)}",
                 )
-        counts = ("servers", "max_num_seqs", "max_step_tokens", "concurrency", "retries")
+        counts = (
+            *("servers", "max_num_seqs", "max_step_tokens"),
+            *("concurrency", "retries", "restarts"),
+        )
         if any(getattr(self, name) < 0 for name in counts):
             raise InputError(f"engine.managed: {', '.join(counts)} are 0 or more.")
         if min(self.tensor_parallel, self.pipeline_parallel) < 1 or self.max_model_len < 16:

@@ -6,149 +6,42 @@
     group.close()             every process of every server has ended; safe to call twice
     group.describe()          command lines, versions, logs, exits, for the manifest
 
-Each server runs under `server_launch`, in a process group of its own, which ends it when this
-process ends, however it ends. Its output goes to a file of its own in `log_dir`. This module
-knows no vendor: what is started is a ServerCommand, which `server_presets` makes.
+A server that dies while it serves is started again at the same address, a stated number of times;
+when the last one is lost, the owner is told at once. This module knows no vendor: what is started
+is a ServerCommand, which `server_presets` makes; `server_process` runs it.
 """
 
 from __future__ import annotations
 
 import contextlib
-import http.client
 import logging
-import os
 import re
 import shlex
-import socket
 import subprocess
-import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from paceline.engines.server_process import (
+    ServerCommand,
+    ServerProcess,
+    is_secret,
+    without_secrets,
+)
 from paceline.errors import EngineError
 
-__all__ = ["ServerCommand", "ServerGroup", "free_ports", "without_secrets"]
+__all__ = ["ServerGroup"]
 
 log = logging.getLogger(__name__)
 
-_HOST = "127.0.0.1"
 _POLL_S = 0.2
-_HEALTH_TIMEOUT_S = 5.0
 _VERSION_TIMEOUT_S = 120.0
 _REPORT_EVERY_S = 5.0
 _LINES_SHOWN = 20
-_LINE_LEN = 300
-_SECRET = re.compile(r"key|token|secret|passw|credential", re.IGNORECASE)
-# Flags that count or name tokens, and hold no secret.
-_NO_SECRET = re.compile(r"tokens|tokenizer|key-?file|token-id", re.IGNORECASE)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ServerCommand:
-    """How one server is started and known to be ready.
-
-    `environment` is what is set beside what this process has. `health_path` answers 200 when the
-    server is ready. `version_argv` prints the version; where there is none, `version_pattern` is
-    looked for in the log.
-    """
-
-    name: str
-    argv: tuple[str, ...]
-    port: int
-    health_path: str = "/health"
-    environment: Mapping[str, str] = field(default_factory=dict)
-    version_argv: tuple[str, ...] | None = None
-    version_pattern: str | None = None
-
-    @property
-    def url(self) -> str:
-        return f"http://{_HOST}:{self.port}"
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that nothing listens on. They are held together, so that all differ."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind((_HOST, 0))
-        return [one.getsockname()[1] for one in sockets]
-
-
-def without_secrets(argv: Sequence[str]) -> list[str]:
-    """A command line with the value of every flag that looks like a secret left out."""
-    shown: list[str] = []
-    hides = False
-    for word in argv:
-        name, equals, _ = word.partition("=")
-        is_secret = word.startswith("-") and _is_secret(name)
-        shown.append("***" if hides else f"{name}=***" if is_secret and equals else word)
-        hides = is_secret and not equals
-    return shown
-
-
-def _is_secret(name: str) -> bool:
-    return bool(_SECRET.search(name)) and not _NO_SECRET.search(name)
-
-
-class _Server:
-    """One started server: its launcher, and the pipe that keeps it alive."""
-
-    def __init__(self, command: ServerCommand, log_path: Path, grace_s: float) -> None:
-        self.command = command
-        self.log_path = log_path
-        self.ready_s: float | None = None
-        launcher = Path(__file__).with_name("server_launch.py")
-        pipe_read, self._pipe = os.pipe()
-        try:
-            # A run's later test starts servers of the same names: their logs follow on.
-            with log_path.open("ab") as output:
-                self._log_start = output.tell()
-                self.process = subprocess.Popen(
-                    [
-                        *(sys.executable, "-I", "-S", str(launcher), str(pipe_read), str(grace_s)),
-                        *command.argv,
-                    ],
-                    env={**os.environ, **command.environment},
-                    stdin=subprocess.DEVNULL,
-                    stdout=output,
-                    stderr=subprocess.STDOUT,
-                    pass_fds=(pipe_read,),
-                    start_new_session=True,  # Ctrl-C is this process's, which ends it in order
-                )
-        except OSError as error:
-            os.close(self._pipe)
-            raise EngineError(f"{command.name} cannot be started: {error}.") from error
-        finally:
-            os.close(pipe_read)
-
-    def is_healthy(self) -> bool:
-        connection = http.client.HTTPConnection(_HOST, self.command.port, timeout=_HEALTH_TIMEOUT_S)
-        try:
-            connection.request("GET", self.command.health_path)
-            return connection.getresponse().status == 200
-        except (OSError, http.client.HTTPException):
-            return False
-        finally:
-            connection.close()
-
-    def last_lines(self, count: int) -> list[str]:
-        """The end of the log, without what would garble a terminal."""
-        with contextlib.suppress(OSError), self.log_path.open("rb") as file:
-            file.seek(max(self._log_start, self.log_path.stat().st_size - 64 * 1024))
-            text = file.read().decode(errors="replace").replace("\r", "\n")
-            lines = ["".join(c for c in line if c.isprintable()) for line in text.splitlines()]
-            return [line[:_LINE_LEN] for line in lines if line.strip()][-count:]
-        return []
-
-    def let_go(self) -> None:
-        """Tell the launcher to end the server."""
-        if self._pipe >= 0:
-            os.close(self._pipe)
-            self._pipe = -1
+# A server that dies of what it finds at its start should not do so ten times a second.
+_RESTART_AFTER_S = 1.0
 
 
 class ServerGroup:
@@ -162,15 +55,24 @@ class ServerGroup:
         report: Callable[[str, float | None], None],
         start_timeout_s: float = 1800.0,
         stop_timeout_s: float = 20.0,
+        restarts: int = 0,
+        on_lost: Callable[[str], None] | None = None,
     ) -> None:
+        """`restarts` is for each server; `on_lost` hears, from a thread, that none is left."""
         self._commands = commands
         self._log_dir = log_dir
         self._report = report
         self._start_timeout_s = start_timeout_s
         self._stop_timeout_s = stop_timeout_s
-        self._servers: list[_Server] = []
+        self._servers: list[ServerProcess] = []
         self._versions: dict[str, str] = {}
+        self._restarts = restarts
+        self._on_lost = on_lost
         self._exits: dict[str, int] = {}
+        self._accounts: dict[str, list[str]] = {}
+        # When a dead server is started again; one that is in neither has ended for good.
+        self._due_s: dict[str, float] = {}
+        self._gone: set[str] = set()
         self._told = (-1, 0.0)
         self._closing = threading.Event()
         self._watcher: threading.Thread | None = None
@@ -186,7 +88,7 @@ class ServerGroup:
             start_s = time.monotonic()
             for command in self._commands:
                 path = self._log_dir / f"{command.name}.log"
-                self._servers.append(_Server(command, path, self._stop_timeout_s))
+                self._servers.append(ServerProcess(command, path, self._stop_timeout_s))
             threading.Thread(target=self._probe_versions, name="versions", daemon=True).start()
             self._await_ready(start_s)
         except BaseException:
@@ -197,12 +99,8 @@ class ServerGroup:
         return tuple(server.command.url for server in self._servers)
 
     def failures(self) -> dict[str, str]:
-        """What each server that died left behind, by name."""
-        return {
-            server.command.name: self._account(server)
-            for server in self._servers
-            if server.command.name in self._exits
-        }
+        """What each server that died left behind, each time, by name."""
+        return {name: "\n".join(accounts) for name, accounts in dict(self._accounts).items()}
 
     def close(self) -> None:
         """End every server, all at once, and wait for it."""
@@ -226,13 +124,13 @@ class ServerGroup:
         """What was started, for the manifest; no secret is in it."""
         return [self._describe(server) for server in self._servers]
 
-    def _describe(self, server: _Server) -> dict[str, Any]:
+    def _describe(self, server: ServerProcess) -> dict[str, Any]:
         command = server.command
         return {
             "name": command.name,
             "command": shlex.join(without_secrets(command.argv)),
             "environment": {
-                name: "***" if _is_secret(name) else value
+                name: "***" if is_secret(name) else value
                 for name, value in command.environment.items()
             },
             "url": command.url,
@@ -240,9 +138,11 @@ class ServerGroup:
             "log": str(server.log_path.name),
             "ready_after_s": server.ready_s and round(server.ready_s, 1),
             "exit_code": self._exits.get(command.name),
+            "ended": len(self._accounts.get(command.name, ())),
+            "is_lost": command.name in self._gone,
         }
 
-    def _version(self, server: _Server) -> str | None:
+    def _version(self, server: ServerProcess) -> str | None:
         command = server.command
         if command.version_argv is not None:
             return self._versions.get(shlex.join(command.version_argv))
@@ -297,7 +197,7 @@ class ServerGroup:
             self._report_waiting(waiting, waited_s)
             time.sleep(_POLL_S)
 
-    def _report_waiting(self, waiting: Sequence[_Server], waited_s: float) -> None:
+    def _report_waiting(self, waiting: Sequence[ServerProcess], waited_s: float) -> None:
         if not waiting:
             return
         num_ready = len(self._servers) - len(waiting)
@@ -313,7 +213,7 @@ class ServerGroup:
             num_ready / len(self._servers),
         )
 
-    def _poll(self, server: _Server, start_s: float) -> None:
+    def _poll(self, server: ServerProcess, start_s: float) -> None:
         while server.process.poll() is None and not self._closing.is_set():
             if server.is_healthy():
                 server.ready_s = time.monotonic() - start_s
@@ -321,15 +221,57 @@ class ServerGroup:
             self._closing.wait(_POLL_S)
 
     def _watch(self) -> None:
-        """Note servers that die while they should live."""
+        """Note servers that die while they should live, and start them again."""
         while not self._closing.wait(_POLL_S):
-            for server in self._servers:
-                code = server.process.poll()
-                if code is not None and server.command.name not in self._exits:
-                    self._exits[server.command.name] = code
-                    log.error("%s", self._account(server))
+            for index, server in enumerate(self._servers):
+                name = server.command.name
+                if name in self._gone:
+                    continue
+                if name in self._due_s:
+                    if time.monotonic() >= self._due_s[name]:
+                        self._start_again(index)
+                    continue
+                if (code := server.process.poll()) is not None:
+                    self._on_end(server, code)
+                elif (
+                    server.ready_s is None
+                    and time.monotonic() - server.started_s > self._start_timeout_s
+                ):
+                    server.let_go()
 
-    def _account(self, server: _Server) -> str:
+    def _on_end(self, server: ServerProcess, code: int) -> None:
+        name = server.command.name
+        self._exits[name] = code
+        account = self._account(server)
+        self._accounts.setdefault(name, []).append(account)
+        log.error("%s", account)
+        server.let_go()
+        ended = len(self._accounts[name])
+        if ended <= self._restarts:
+            self._due_s[name] = time.monotonic() + _RESTART_AFTER_S * 2 ** (ended - 1)
+        else:
+            self._lose(name)
+
+    def _start_again(self, index: int) -> None:
+        command, log_path = self._servers[index].command, self._servers[index].log_path
+        del self._due_s[command.name]
+        try:
+            server = ServerProcess(command, log_path, self._stop_timeout_s)
+        except EngineError as error:
+            self._accounts[command.name].append(error.message)
+            log.error("%s", error.message)
+            self._lose(command.name)
+            return
+        self._servers[index] = server
+        log.warning("%s is started again", command.name)
+        threading.Thread(target=self._poll, args=(server, server.started_s), daemon=True).start()
+
+    def _lose(self, name: str) -> None:
+        self._gone.add(name)
+        if len(self._gone) == len(self._servers) and self._on_lost is not None:
+            self._on_lost("\n".join(self.failures().values()))
+
+    def _account(self, server: ServerProcess) -> str:
         code = self._exits[server.command.name]
         how = f"signal {code - 128}" if code > 128 else f"exit {code}"
         when = "before it was ready" if server.ready_s is None else "while it served"
