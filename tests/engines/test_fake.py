@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from paceline.engines import Completion, EngineContext, Request
@@ -141,6 +143,27 @@ def test_answers_of_a_file_that_is_no_dataset_are_refused(tmp_path: Path) -> Non
     bad.write_bytes(b"no parquet")
     with pytest.raises(InputError, match=r"answers\.parquet"):
         answers(FakeConfig(answers=str(bad)), requests(1))
+
+
+def test_prompts_that_a_file_has_not_are_answered_by_the_formula_and_counted(
+    tmp_path: Path,
+) -> None:
+    asked = requests(3)
+    table = {"tok_input": [asked[0].token_ids.tolist()], "tok_output": [[7, 8, 2]]}
+    pq.write_table(pa.table(table), tmp_path / "one.parquet")
+    engine = FakeEngine(
+        FakeConfig(answers=str(tmp_path / "one.parquet"), output_len=5),
+        EngineContext(
+            model=None, eos_token_id=2, vocabulary_size=32000, max_new_tokens=9, log_dir=Path()
+        ),
+    )
+    sink = Collector()
+    engine.start()
+    engine.submit(asked, sink)
+    engine.drain()
+    engine.close()
+    assert [len(sink.completions[i].token_ids) for i in range(3)] == [3, 5, 5]
+    assert engine.describe()["notes"] == [f"2 prompts are not in {tmp_path / 'one.parquet'}."]
 
 
 @pytest.mark.parametrize("options", [{"tokens_per_second": -1.0}, {"output_len": 1}])

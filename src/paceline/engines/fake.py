@@ -6,8 +6,9 @@ happens when an engine stalls or fails. With a pace it is a queue of known capac
 requests at once share the pace evenly, and the others wait in the order they came.
 
 Its output is a function of the prompt alone, so two runs give the same tokens; with `answers` it
-replays a dataset's reference answers instead, so that a rehearsal reaches the accuracy gate. A
-run with it measures nothing and says so.
+replays a dataset's reference answers instead, so that a rehearsal reaches the accuracy gate, and
+counts the prompts that the dataset has not, as those of a preflight. A run with it measures nothing
+and says so.
 """
 
 from __future__ import annotations
@@ -81,6 +82,7 @@ class FakeEngine:
         self._num_planned = 0
         self._free_s = [0.0] * config.concurrency
         self._answers: dict[bytes, TokenIds] = {}
+        self._num_strange = 0
         # Any run of ids that avoids the special ones (0, 1, 2) will do.
         span = context.vocabulary_size - 3
         self._ramp = (np.arange(2 * span, dtype=np.int64) % span + 3).astype(np.int32)
@@ -107,7 +109,10 @@ class FakeEngine:
             self._thread.join()
 
     def describe(self) -> dict[str, Any]:
-        return {"device": "none", "simulated": True, "answered": self._answered}
+        facts: dict[str, Any] = {"device": "none", "simulated": True, "answered": self._answered}
+        if self._num_strange:
+            facts["notes"] = [f"{self._num_strange} prompts are not in {self._config.answers}."]
+        return facts
 
     def _work(self) -> None:
         """Take requests as they come and do what is due, until the engine closes."""
@@ -133,12 +138,7 @@ class FakeEngine:
 
     def _begin(self, request: Request, sink: Sink) -> None:
         """Answer at once, or plan when the first token and the answer are due."""
-        try:
-            completion = self._complete(request)
-        except InputError as error:
-            sink.failed(request.request_id, error)
-            self._leave()
-            return
+        completion = self._complete(request)
         rate = self._config.tokens_per_second / self._config.concurrency
         now_s = time.perf_counter()
         if not rate:
@@ -178,12 +178,13 @@ class FakeEngine:
         self._leave()
 
     def _complete(self, request: Request) -> Completion:
-        if self._answers:
-            token_ids = self._answers.get(request.token_ids.tobytes())
-            if token_ids is None:
-                raise InputError(f"{self._config.answers} has no answer to one of the prompts.")
+        token_ids = self._answers.get(request.token_ids.tobytes()) if self._answers else None
+        if token_ids is not None:
             token_ids = token_ids[: request.max_new_tokens]
         else:
+            if self._answers and not self._num_strange:
+                log.warning("a prompt is not in %s", self._config.answers)
+            self._num_strange += bool(self._answers)
             length = min(self._config.output_len, request.max_new_tokens)
             first = int(request.token_ids.sum()) % self._span
             token_ids = np.resize(self._ramp[first : first + self._span], length)
