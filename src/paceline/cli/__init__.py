@@ -286,6 +286,7 @@ app.command("quantize")(flags_quantize.quantize)
 app.command("compare")(flags_compare.compare)
 bench_app.command("check")(flags_check.bench_check)
 bench_app.command("engine")(flags_engine.bench_engine)
+bench_app.command("products")(flags_engine.bench_products)
 bench_app.command("endpoint")(flags_endpoint.bench_endpoint)
 
 

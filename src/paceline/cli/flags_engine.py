@@ -1,4 +1,4 @@
-"""The flags of `paceline bench engine`; what it does is in `engine_verbs`.
+"""The flags of `paceline bench engine` and `bench products`; what they do is in `engine_verbs`.
 
 A module of flags imports nothing heavy, as `paceline --help` loads it.
 """
@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-__all__ = ["bench_engine"]
+__all__ = ["bench_engine", "bench_products"]
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
 
@@ -59,5 +59,28 @@ def bench_engine(
             "is_longest_first": order == "longest",
             "stop_after_s": stop_after,
         },
+        as_json=as_json,
+    )
+
+
+def bench_products(
+    weights: Annotated[str, typer.Option(help="random:NAME, for its shapes.")] = (
+        "random:llama2-70b"
+    ),
+    formats: Annotated[
+        str, typer.Option(help="Formats beside FP8 per tensor, separated by commas.")
+    ] = "fp8-token,w4a8,w4a16,mxfp4,nvfp4",
+    tokens: Annotated[str, typer.Option(help="Tokens of a step, separated by commas.")] = (
+        "512,1024"
+    ),
+    seconds: Annotated[float, typer.Option(min=0.01, help="How long to run each.")] = 1.0,
+    device: Annotated[str, typer.Option(help="cuda or cpu.")] = "cuda",
+    as_json: JsonOption = False,
+) -> None:
+    """Rate of each product of a layer, beside cuBLASLt's in FP8."""
+    importlib.import_module("paceline.cli.engine_verbs").bench_products(
+        {"weights": weights, "formats": formats, "tokens": tokens},
+        seconds=seconds,
+        device=device,
         as_json=as_json,
     )
