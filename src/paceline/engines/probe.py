@@ -80,6 +80,10 @@ class _Meter:
         self.answered = 0
         self.tokens = 0
         self.most_live = 0
+        self.most_open = 0
+        # By the ids that requests came with.
+        self.output_lens: dict[int, int] = {}
+        self._own_ids: dict[int, int] = {}
         self.last_s = 0.0
         self.error: PacelineError | None = None
 
@@ -96,6 +100,11 @@ class _Meter:
                 for place, request in enumerate(requests)
             ]
             self._open |= {request.request_id: len(request.token_ids) for request in batch}
+            self._own_ids |= {
+                sent.request_id: request.request_id
+                for sent, request in zip(batch, requests, strict=True)
+            }
+            self.most_open = max(self.most_open, len(self._open))
             self.idle.clear()
         self._engine.submit(batch, self)
 
@@ -137,6 +146,7 @@ class _Meter:
                 self._begin(one.request_id)
                 self._live.discard(one.request_id)
                 del self._open[one.request_id]
+                self.output_lens[self._own_ids.pop(one.request_id)] = len(one.token_ids)
             self.answered += len(known)
             self.tokens += sum(len(one.token_ids) for one in known)
             self.last_s = time.perf_counter()
@@ -191,6 +201,15 @@ class Probe:
     def max_live(self) -> int:
         """Most sequences that lived at once."""
         return self._meter.most_live
+
+    @property
+    def most_in_flight(self) -> int:
+        return self._meter.most_open
+
+    @property
+    def output_lens(self) -> dict[int, int]:
+        """Length of the answer to each request that has one, by the request's id."""
+        return self._meter.output_lens
 
     def slices(self, tokens_per_sample: float) -> list[Slice]:
         """What was seen, with `live` as a scheduler counts it.

@@ -39,6 +39,7 @@ from paceline.errors import EngineError, InterruptedRun, PacelineError
 from paceline.harness import find_qps, loadgen, preflight, probes
 from paceline.harness.network import network_name
 from paceline.harness.offline import OfflineSut
+from paceline.harness.process import error_event
 from paceline.harness.server import ServerSut
 from paceline.harness.sut import EngineSut, Limits
 from paceline.mlperf import rules
@@ -153,17 +154,9 @@ class Child:
 
     def send_error(self, error: BaseException) -> int:
         """Tell the parent what ended the test; returns the exit code for it."""
-        known = isinstance(error, PacelineError)
-        exit_code = error.exit_code if isinstance(error, PacelineError) else 70
-        self.send(
-            event="error",
-            kind=type(error).__name__,
-            message=error.message if isinstance(error, PacelineError) else f"{error!r}",
-            hint=error.hint if isinstance(error, PacelineError) else None,
-            known=known,
-            exit_code=exit_code,
-        )
-        return exit_code
+        told = error_event(error)
+        self.send(**told)
+        return int(told["exit_code"])
 
     def _read_prompts(self) -> list[engines.TokenIds]:
         self.send(event="loading", what="reading the dataset", fraction=None)
