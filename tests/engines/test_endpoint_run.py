@@ -110,7 +110,7 @@ def test_a_run_without_a_size_is_sized_by_a_measurement(paceline: Paceline, tmp_
         outcome = over(
             paceline,
             server,
-            *("--set", "loadgen.min_duration_ms=3000", "--set", "engine.endpoint.probe_s=2"),
+            *("--set", "loadgen.min_duration_ms=3000", "--set", "run.probe_s=2"),
             *("--set", "engine.endpoint.concurrency=4"),
         )
     made = manifest(tmp_path)

@@ -151,7 +151,7 @@ def run_requests(engine: ManagedEngine, count: int) -> tuple[Collector, dict[str
 
 
 def test_two_servers_of_our_own_answer_and_leave_no_process(tmp_path: Path) -> None:
-    config = ManagedConfig(preset="paceline", servers=2, extra_args="--engine fake", probe_s=0.0)
+    config = ManagedConfig(preset="paceline", servers=2, extra_args="--engine fake")
     engine = ManagedEngine(config, context(tmp_path, embedded_model()))
     sink, facts = run_requests(engine, 60)
     assert sink.failures == {}
@@ -186,7 +186,6 @@ def test_a_server_killed_while_it_serves_is_started_again_or_named(
     config = ManagedConfig(
         preset="paceline",
         extra_args="--engine fake --set engine.fake.tokens_per_second=40",
-        probe_s=0.0,
         restarts=restarts,
     )
     engine = ManagedEngine(config, context(tmp_path, embedded_model()))

@@ -9,7 +9,7 @@ import pytest
 from fault_server import requests
 from paceline.engines import EngineContext
 from paceline.engines.fake import FakeConfig, FakeEngine
-from paceline.engines.probe import ProbeResult, probe
+from paceline.engines.probe import Probe, ProbeResult
 from paceline.errors import EngineError
 
 
@@ -20,9 +20,8 @@ def measured(config: FakeConfig, *, in_flight: int, seconds: float = 1.5) -> Pro
     engine = FakeEngine(config, context)
     engine.start()
     try:
-        return probe(
-            engine, requests(30), seconds=seconds, in_flight=in_flight, tokens_per_sample=50.0
-        )
+        probe = Probe(engine, requests(30), slice_s=seconds / 20)
+        return probe.hold(in_flight=in_flight, seconds=seconds, tokens_per_sample=50.0)
     finally:
         engine.drain()
         engine.close()

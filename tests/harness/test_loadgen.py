@@ -46,7 +46,8 @@ asked = []
 def name():
     asked.append(1)
     return "Network SUT: node-1"
-loadgen.start_test(config, mode, folder, sut=Sut, network_name=name if config.network else None)
+session = loadgen.Session(config, folder, mode)
+session.run(folder, Sut(), network_name=name if config.network else None)
 assert bool(asked) == config.network
 print(json.dumps(issued))
 """

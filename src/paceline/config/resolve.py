@@ -142,7 +142,7 @@ def effective_values(config: RunConfig) -> dict[str, Any]:
         "data.path": str(config.data_path),
         "data.tokenizer": str(config.tokenizer_path) if config.tokenizer_path else "none",
         "model.path": str(config.model_path) if config.model_path else "none",
-        "loadgen.target_qps": config.loadgen.target_qps or AUTO,
+        "loadgen.target_qps": AUTO if config.loadgen.probe_s else config.loadgen.target_qps or AUTO,
         "loadgen.min_duration_ms": config.loadgen.min_duration_ms,
         "loadgen.min_query_count": config.loadgen.min_query_count,
     }

@@ -23,9 +23,10 @@ __all__ = ["FindQps", "LoadGenSettings", "resolve_find_qps", "resolve_loadgen", 
 class LoadGenSettings:
     """What user.conf will say, already decided. Durations in ms, counts in samples.
 
-    `target_qps` is None until a search has found it. `ttft_ms`, `tpot_ms` and their percentile
-    are the limits of paceline's own benchmarks; None where the round's limits stand, which
-    LoadGen has in itself.
+    `target_qps` is None until a search has found it. `probe_s` is how long to measure for the
+    target_qps of an Offline run, 0 where it is given or sizes nothing. `ttft_ms`, `tpot_ms` and
+    their percentile are the limits of paceline's own benchmarks; None where the round's limits
+    stand, which LoadGen has in itself.
     """
 
     target_qps: float | None
@@ -35,6 +36,7 @@ class LoadGenSettings:
     ttft_ms: int | None = None
     tpot_ms: int | None = None
     latency_percentile: int | None = None
+    probe_s: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,6 +65,9 @@ def resolve_loadgen(
     scenario = value["run.scenario"]
     is_offline, limits = scenario == "Offline", benchmark.latency.get(scenario)
     own = limits if not benchmark.is_mlperf else None
+    min_duration_ms = chosen("loadgen.min_duration_ms", benchmark.min_duration_ms)
+    # A run that no duration holds is as long as its count makes it.
+    is_sized = is_offline and min_duration_ms > 0 and value["loadgen.target_qps"] == AUTO
     loaded = min(num_samples, benchmark.performance_samples)
     asked = chosen("loadgen.target_qps", 1.0 if is_offline else None)
     if asked is None and not value["run.find_qps"]:
@@ -74,7 +79,7 @@ def resolve_loadgen(
         )
     settings = LoadGenSettings(
         target_qps=None if value["run.find_qps"] else float(asked),
-        min_duration_ms=chosen("loadgen.min_duration_ms", benchmark.min_duration_ms),
+        min_duration_ms=min_duration_ms,
         min_query_count=chosen(
             "loadgen.min_query_count", max(loaded, limits.enough_queries) if limits else loaded
         ),
@@ -82,12 +87,15 @@ def resolve_loadgen(
         ttft_ms=own.ttft_ms if own else None,
         tpot_ms=own.tpot_ms if own else None,
         latency_percentile=own.percentile if own else None,
+        probe_s=float(value["run.probe_s"]) if is_sized else 0.0,
     )
     too_small = asked is not None and asked <= 0
+    too_small = too_small or settings.probe_s < 0
     if too_small or settings.min_duration_ms < 0 or settings.min_query_count < 1:
         raise RecipeError(
             "loadgen: a value is too small.",
-            hint="target_qps is above 0, min_duration_ms at least 0, min_query_count at least 1",
+            hint="target_qps is above 0, min_duration_ms and run.probe_s at least 0, "
+            "min_query_count at least 1",
         )
     return settings
 

@@ -68,6 +68,9 @@ _KEYS: dict[str, Key] = {
     "run.stall_timeout_s": Key(
         float, 1800.0, "end the run when nothing was made for so many seconds"
     ),
+    "run.probe_s": Key(
+        float, 30.0, "seconds to measure before a performance run whose target_qps is auto; 0: none"
+    ),
     "run.find_qps": Key(bool, False, "search the highest rate that stays VALID, then run at it"),
     "run.network": Key(bool, False, "run as the network division asks: the SUT is on other hosts"),
     "data.path": Key(str, AUTO, "dataset (.parquet, or the published pickle)", auto=True),

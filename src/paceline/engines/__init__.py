@@ -13,8 +13,9 @@ token the moment it exists.
 Every submitted request is answered exactly once, by `done`, `done_all` or `failed`, from any
 thread. An engine that cannot go on raises EngineError from `drain`.
 
-Two things an engine may do besides: hand every token to a StreamSink as it exists, and forget
-requests that nobody waits for (CancellingEngine).
+Three things an engine may do besides: hand every token to a StreamSink as it exists, forget
+requests that nobody waits for (CancellingEngine), and change whether a server is asked to stream
+(StreamingEngine).
 
 The class of each engine and of its settings are named in ENGINES as dotted paths, so that naming
 an engine costs no import of torch, ray or aiohttp.
@@ -45,6 +46,7 @@ __all__ = [
     "Request",
     "Sink",
     "StreamSink",
+    "StreamingEngine",
     "TextCodec",
     "TokenIds",
     "config_class",
@@ -128,6 +130,14 @@ class CancellingEngine(Protocol):
 
     def cancel(self, request_ids: Sequence[int]) -> None:
         """Nothing more is said of these; their room is given to others. Unknown ids are none."""
+
+
+@runtime_checkable
+class StreamingEngine(Protocol):
+    """An engine that is told whether tokens are to be seen as they are made."""
+
+    def set_streaming(self, wanted: bool | None) -> None:
+        """From the next request on; None: as its settings have it."""
 
 
 class TextCodec(Protocol):

@@ -86,6 +86,11 @@ class EndpointEngine:
             if not server.dialect.is_exact:
                 log.warning("%s gives text only: token ids are not exact", server.client.name)
 
+    def set_streaming(self, wanted: bool | None) -> None:
+        is_free = wanted is not None and self._config.stream == "auto"
+        for server in self._servers:
+            server.streaming = bool(wanted) if is_free else self._streaming
+
     def submit(self, requests: Sequence[Request], sink: Sink) -> None:
         with self._idle:
             self._pending += len(requests)

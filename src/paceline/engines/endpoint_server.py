@@ -54,7 +54,7 @@ class RemoteServer:
         self._dialect: Dialect | None = None
         self._reader: Reader | None = None
         self._codec: TextCodec | None = None
-        self._streaming = False
+        self.streaming = False
 
     @property
     def dialect(self) -> Dialect:
@@ -72,7 +72,7 @@ class RemoteServer:
         """Talk to the server in this dialect from here on."""
         self._dialect = DIALECTS[name]
         self._codec = None if self._dialect.is_exact else codec
-        self._streaming = streaming
+        self.streaming = streaming
         self._reader = Reader(
             server=self.client.name,
             model=self.identity.model,
@@ -97,10 +97,10 @@ class RemoteServer:
             prompt=self._prompt(np.ascontiguousarray(request.token_ids), self._codec),
             max_new_tokens=request.max_new_tokens,
             min_new_tokens=request.min_new_tokens,
-            stream=self._streaming,
+            stream=self.streaming,
         )
         body = self._encode(self.dialect, ask)
-        if self._streaming:
+        if self.streaming:
             return self._reader.read(request, await self._follow(job, body, self._reader))
         answer = self.dialect.read(await self.client.post(self.dialect.path, body))
         _raise_error(self.client, answer)

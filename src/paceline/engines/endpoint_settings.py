@@ -73,8 +73,10 @@ class EndpointConfig:
     preflight: str = "strict"
     """strict: a check that fails stops the run; warn: it is put on record, and closed division refuses the result."""  # noqa: E501
 
-    probe_s: float = 30.0
-    """How long to measure the samples/s before a performance run without loadgen.target_qps; 0: do not."""  # noqa: E501
+    @property
+    def in_flight(self) -> int:
+        """Requests that keep the servers full."""
+        return self.concurrency * len(self.urls)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "urls", tuple(url.strip().rstrip("/") for url in self.urls))
@@ -94,12 +96,12 @@ class EndpointConfig:
         if (
             min(*above_zero, self.total_timeout_s) <= 0
             or self.concurrency < 1
-            or min(self.retries, self.probe_s, self.dead_timeout_s, self.start_timeout_s) < 0
+            or min(self.retries, self.dead_timeout_s, self.start_timeout_s) < 0
         ):
             raise InputError(
                 "engine.endpoint: a value is too small.",
                 hint="concurrency at least 1; backoff_s, connect_, idle_ and total_timeout_s above "
-                "0; retries, probe_s, dead_ and start_timeout_s 0 or more",
+                "0; retries, dead_ and start_timeout_s 0 or more",
             )
 
 

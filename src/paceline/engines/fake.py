@@ -56,6 +56,11 @@ class FakeConfig:
     stall_after: int = 0
     """Answer so many requests, then fall silent; 0 for never."""
 
+    @property
+    def in_flight(self) -> int:
+        """Requests that keep the engine full."""
+        return 2 * self.concurrency
+
     def __post_init__(self) -> None:
         if self.tokens_per_second < 0:
             raise InputError("engine.fake.tokens_per_second must be 0 (instant) or more.")

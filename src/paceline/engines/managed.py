@@ -69,6 +69,10 @@ class ManagedEngine:
             self.close()
             raise
 
+    def set_streaming(self, wanted: bool | None) -> None:
+        assert self._endpoint is not None
+        self._endpoint.set_streaming(wanted)
+
     def submit(self, requests: Sequence[Request], sink: Sink) -> None:
         assert self._endpoint is not None
         self._endpoint.submit(requests, sink)
@@ -268,5 +272,4 @@ def _endpoint_config(
         dead_timeout_s=config.start_timeout_s,
         total_timeout_s=config.total_timeout_s,
         preflight=config.preflight,
-        probe_s=config.probe_s,
     )

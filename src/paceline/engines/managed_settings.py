@@ -91,9 +91,6 @@ class ManagedConfig:
     preflight: str = "strict"
     """strict: a check of the servers that fails stops the run; warn: it is put on record."""
 
-    probe_s: float = 30.0
-    """How long to measure before a performance run without loadgen.target_qps; 0: do not."""
-
     def __post_init__(self) -> None:
         # The manifest gives a list back.
         object.__setattr__(self, "gpus", tuple(self.gpus))

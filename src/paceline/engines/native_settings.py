@@ -56,6 +56,11 @@ class NativeConfig:
     use_cuda_graphs: bool = True
     """Replay recorded steps where that pays."""
 
+    @property
+    def in_flight(self) -> int:
+        """Requests that keep the engine full: a quarter more than live at once."""
+        return self.max_live_sequences * 5 // 4 * self.data_parallel
+
     def __post_init__(self) -> None:
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:

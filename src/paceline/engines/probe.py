@@ -1,9 +1,14 @@
-"""How fast an engine is, from half a minute of it: any engine, before any run.
+"""How fast an engine is, from a minute or less of it: any engine, before any run.
 
-A closed loop: as many requests are kept in flight as the engine can use, and the tokens that it
-makes are counted between the ramp and the end. Tokens come steadily where answers do not: in the
-first minute only short answers end, so samples/s are tokens/s divided by the tokens of a sample,
-which are those of the benchmark unless enough answers ended to know better.
+    probe = Probe(engine, requests)
+    probe.burst(...)      a query as Offline gives it, whole, if it ends in the time
+    probe.hold(...)       a closed loop: so many in flight, each answer replaced by a request
+    probe.settle(...)     nothing is in flight any more
+
+What the engine does meanwhile is kept in slices of time, from which `pace` has the cost of a
+step. Tokens come steadily where answers do not: in the first minute only short answers end, so
+samples/s are tokens/s divided by the tokens of a sample, which are those of the benchmark unless
+enough answers ended to know better.
 """
 
 from __future__ import annotations
@@ -15,15 +20,18 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from paceline.engines import Completion, Engine, Request
+from paceline.engines import CancellingEngine, Completion, Engine, Request
+from paceline.engines.pace import Slice
 from paceline.errors import EngineError, PacelineError
 
-__all__ = ["ProbeResult", "probe"]
+__all__ = ["Probe", "ProbeResult"]
 
 _RAMP = 1 / 3
 _NUM_SLICES = 10
 # With fewer rounds the answers that ended are the short ones.
 _ENOUGH_ROUNDS, _ENOUGH_ANSWERS = 10, 50
+# Requests of a probe have ids of their own: a run's begin at 0.
+_FIRST_ID = 1 << 40
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,92 +51,257 @@ class ProbeResult:
         return self.samples_per_second * (1 + 2 * self.relative_error)
 
 
-class _Loop:
-    """A Sink that sends the next request for each one that is answered."""
+@dataclass(frozen=True, slots=True)
+class _Mark:
+    """Counts at a moment; `live_area` is in sequences x seconds."""
+
+    moment_s: float
+    made: int
+    begun_tokens: int
+    live_area: float
+
+
+class _Meter:
+    """A Sink that counts, and sends the next request for each one that is answered."""
 
     def __init__(self, engine: Engine, requests: Sequence[Request]) -> None:
         self._engine = engine
         self._requests = requests
         self._lock = threading.Lock()
         self._sent = 0
-        self.over = threading.Event()
-        self.made = 0
+        self._open: dict[int, int] = {}
+        self._live: set[int] = set()
+        self._begun_tokens = 0
+        self._live_area = 0.0
+        self._changed_s = time.perf_counter()
+        self._made = 0
+        self.replaces = False
+        self.idle = threading.Event()
         self.answered = 0
         self.tokens = 0
+        self.most_live = 0
+        self.most_open = 0
+        # By the ids that requests came with.
+        self.output_lens: dict[int, int] = {}
+        self._own_ids: dict[int, int] = {}
+        self.last_s = 0.0
         self.error: PacelineError | None = None
 
-    def send(self, count: int) -> None:
+    @property
+    def open_ids(self) -> list[int]:
         with self._lock:
-            first, self._sent = self._sent, self._sent + count
-        batch = [
-            dataclasses.replace(self._requests[place % len(self._requests)], request_id=place)
-            for place in range(first, first + count)
-        ]
+            return list(self._open)
+
+    def send(self, requests: Sequence[Request]) -> None:
+        with self._lock:
+            first, self._sent = self._sent, self._sent + len(requests)
+            batch = [
+                dataclasses.replace(request, request_id=_FIRST_ID + first + place)
+                for place, request in enumerate(requests)
+            ]
+            self._open |= {request.request_id: len(request.token_ids) for request in batch}
+            self._own_ids |= {
+                sent.request_id: request.request_id
+                for sent, request in zip(batch, requests, strict=True)
+            }
+            self.most_open = max(self.most_open, len(self._open))
+            self.idle.clear()
         self._engine.submit(batch, self)
 
-    def first_token(self, request_id: int, token_id: int) -> None: ...
+    def send_next(self, count: int) -> None:
+        """Requests in their order, over and over."""
+        with self._lock:
+            total, first = len(self._requests), self._sent
+        self.send([self._requests[(first + place) % total] for place in range(count)])
+
+    def mark(self) -> _Mark:
+        with self._lock:
+            self._advance()
+            return _Mark(self._changed_s, self._made, self._begun_tokens, self._live_area)
+
+    def forget(self) -> None:
+        """What was in flight was cancelled."""
+        with self._lock:
+            self._advance()
+            self._open.clear()
+            self._live.clear()
+            self.idle.set()
+
+    def first_token(self, request_id: int, token_id: int) -> None:
+        del token_id
+        with self._lock:
+            self._begin(request_id)
 
     def progress(self, num_tokens: int) -> None:
         with self._lock:
-            self.made += num_tokens
+            self._made += num_tokens
 
     def done(self, completion: Completion) -> None:
         self.done_all((completion,))
 
     def done_all(self, completions: Sequence[Completion]) -> None:
         with self._lock:
-            self.answered += len(completions)
-            self.tokens += sum(len(one.token_ids) for one in completions)
-        if not self.over.is_set():
-            self.send(len(completions))
+            known = [one for one in completions if one.request_id in self._open]
+            for one in known:
+                self._begin(one.request_id)
+                self._live.discard(one.request_id)
+                del self._open[one.request_id]
+                self.output_lens[self._own_ids.pop(one.request_id)] = len(one.token_ids)
+            self.answered += len(known)
+            self.tokens += sum(len(one.token_ids) for one in known)
+            self.last_s = time.perf_counter()
+            count = len(known) if self.replaces else 0
+            if not self._open and not count:
+                self.idle.set()
+        if count:
+            self.send_next(count)
 
     def failed(self, request_id: int, error: PacelineError) -> None:
         del request_id
         self.error = error
-        self.over.set()
+        self.replaces = False
+        self.idle.set()
+
+    def _begin(self, request_id: int) -> None:
+        """A sequence lives. The lock is held."""
+        self._advance()
+        if request_id in self._open and request_id not in self._live:
+            self._live.add(request_id)
+            self.most_live = max(self.most_live, len(self._live))
+            self._begun_tokens += self._open[request_id]
+
+    def _advance(self) -> None:
+        now_s = time.perf_counter()
+        self._live_area += len(self._live) * (now_s - self._changed_s)
+        self._changed_s = now_s
 
 
-def probe(
-    engine: Engine,
-    requests: Sequence[Request],
-    *,
-    seconds: float,
-    in_flight: int,
-    tokens_per_sample: float,
-) -> ProbeResult:
-    """Measure an engine that was started. What is in flight at the end is left there: close it.
+class Probe:
+    """Measures an engine that was started.
 
-    `tokens_per_sample` is what an answer is expected to have. Raises EngineError when a request
-    fails, or when nothing was made in the time.
+    Each call raises EngineError when a request failed. `slice_s` is the length of a slice.
     """
-    loop = _Loop(engine, requests)
-    loop.send(in_flight)
-    rates = []
-    if not loop.over.wait(seconds * _RAMP):
-        slice_s = seconds * (1 - _RAMP) / _NUM_SLICES
-        mark_s, made = time.perf_counter(), loop.made
+
+    def __init__(self, engine: Engine, requests: Sequence[Request], *, slice_s: float) -> None:
+        self._engine = engine
+        self._meter = _Meter(engine, requests)
+        self._slice_s = slice_s
+        self._slices: list[Slice] = []
+
+    @property
+    def answered(self) -> int:
+        return self._meter.answered
+
+    @property
+    def tokens_per_answer(self) -> float | None:
+        """Of the answers that ended; None before there is one."""
+        return self._meter.tokens / self._meter.answered if self._meter.answered else None
+
+    @property
+    def max_live(self) -> int:
+        """Most sequences that lived at once."""
+        return self._meter.most_live
+
+    @property
+    def most_in_flight(self) -> int:
+        return self._meter.most_open
+
+    @property
+    def output_lens(self) -> dict[int, int]:
+        """Length of the answer to each request that has one, by the request's id."""
+        return self._meter.output_lens
+
+    def slices(self, tokens_per_sample: float) -> list[Slice]:
+        """What was seen, with `live` as a scheduler counts it.
+
+        A sequence is seen from its first token to its last, one step less than it takes part in.
+        """
+        whole = tokens_per_sample / max(1.0, tokens_per_sample - 1)
+        return [dataclasses.replace(one, live=one.live * whole) for one in self._slices]
+
+    def burst(self, requests: Sequence[Request], *, limit_s: float) -> float | None:
+        """Submit all at once; seconds until the last is answered, None if that takes longer."""
+        self._meter.replaces = False
+        start_s = time.perf_counter()
+        self._meter.send(requests)
+        if not self._watch(limit_s):
+            return None
+        return self._meter.last_s - start_s
+
+    def hold(self, *, in_flight: int, seconds: float, tokens_per_sample: float) -> ProbeResult:
+        """Keep so many in flight; the speed after the ramp, a third of the time.
+
+        Raises EngineError when nothing was made.
+        """
+        meter = self._meter
+        meter.replaces = True
+        meter.send_next(max(0, in_flight - len(meter.open_ids)))
+        self._watch(seconds * _RAMP)
+        answered, tokens = meter.answered, meter.tokens
+        rates: list[float] = []
         for _ in range(_NUM_SLICES):
-            if loop.over.wait(slice_s):
-                break
-            now_s, now_made = time.perf_counter(), loop.made
-            rates.append((now_made - made) / (now_s - mark_s))
-            mark_s, made = now_s, now_made
-    loop.over.set()
-    answered, tokens = loop.answered, loop.tokens
-    if loop.error is not None:
-        raise loop.error
-    tokens_per_second = statistics.fmean(rates)
-    if tokens_per_second == 0:
-        raise EngineError(
-            f"The engine made nothing in {seconds:g} s.", hint="measure for longer, or ask for less"
+            before = meter.mark()
+            self._watch(seconds * (1 - _RAMP) / _NUM_SLICES)
+            after = meter.mark()
+            rates.append((after.made - before.made) / (after.moment_s - before.moment_s))
+        meter.replaces = False
+        tokens_per_second = statistics.fmean(rates)
+        if tokens_per_second == 0:
+            raise EngineError(
+                f"The engine made nothing in {seconds:g} s.",
+                hint="measure for longer, or ask for less",
+            )
+        answered, tokens = meter.answered - answered, meter.tokens - tokens
+        if answered >= max(_ENOUGH_ROUNDS * in_flight, _ENOUGH_ANSWERS):
+            tokens_per_sample = tokens / answered
+        return ProbeResult(
+            samples_per_second=tokens_per_second / tokens_per_sample,
+            tokens_per_second=tokens_per_second,
+            tokens_per_sample=tokens_per_sample,
+            relative_error=statistics.stdev(rates) / len(rates) ** 0.5 / tokens_per_second,
+            seconds=seconds,
+            answered=answered,
         )
-    if answered >= max(_ENOUGH_ROUNDS * in_flight, _ENOUGH_ANSWERS):
-        tokens_per_sample = tokens / answered
-    return ProbeResult(
-        samples_per_second=tokens_per_second / tokens_per_sample,
-        tokens_per_second=tokens_per_second,
-        tokens_per_sample=tokens_per_sample,
-        relative_error=statistics.stdev(rates) / len(rates) ** 0.5 / tokens_per_second,
-        seconds=seconds,
-        answered=answered,
-    )
+
+    def settle(self, *, limit_s: float) -> None:
+        """Cancel what is in flight, or wait for it where the engine cannot forget.
+
+        Raises EngineError when the engine answers nothing more.
+        """
+        meter = self._meter
+        meter.replaces = False
+        if isinstance(self._engine, CancellingEngine):
+            self._engine.cancel(meter.open_ids)
+            meter.forget()
+        while meter.open_ids:
+            before = meter.answered
+            if not self._watch(limit_s, leaves_slices=False) and meter.answered == before:
+                raise EngineError(
+                    f"The engine answered none of {len(meter.open_ids)} requests in {limit_s:g} s.",
+                    hint="see the log; run.stall_timeout_s is how long to wait",
+                )
+
+    def _watch(self, seconds: float, *, leaves_slices: bool = True) -> bool:
+        """Cut the time into slices until it is over, or all is answered: True then."""
+        meter = self._meter
+        end_s = time.perf_counter() + seconds
+        is_idle = False
+        while not is_idle and (left_s := end_s - time.perf_counter()) > 0:
+            before = meter.mark()
+            is_idle = meter.idle.wait(min(self._slice_s, left_s))
+            if meter.error is not None:
+                raise meter.error
+            if leaves_slices:
+                self._keep(before, meter.mark())
+        return is_idle
+
+    def _keep(self, before: _Mark, after: _Mark) -> None:
+        seconds = after.moment_s - before.moment_s
+        self._slices.append(
+            Slice(
+                seconds=seconds,
+                tokens=after.made - before.made,
+                prompt_tokens=after.begun_tokens - before.begun_tokens,
+                live=(after.live_area - before.live_area) / seconds if seconds else 0.0,
+            )
+        )

@@ -69,6 +69,11 @@ class ReferenceConfig:
     num_threads: int = 0
     """CPU threads of PyTorch; 0 leaves PyTorch's own choice."""
 
+    @property
+    def in_flight(self) -> int:
+        """Requests that keep the engine full: a batch, and the next one."""
+        return 2 * self.batch_size
+
     def __post_init__(self) -> None:
         if self.dtype not in _DTYPES:
             raise InputError(
@@ -178,12 +183,16 @@ class ReferenceEngine:
             pad_token_id=eos,
         )
 
+        unfinished = np.ones(len(batch), dtype=bool)
+
         def count_step(input_ids: Any, scores: Any, **_: Any) -> Any:
             del scores
             if input_ids.shape[1] == padded_len + 1:
                 for request, token_id in zip(batch, input_ids[:, -1].tolist(), strict=True):
                     sink.first_token(request.request_id, token_id)
-            sink.progress(len(batch))
+            # What follows an EOS is padding: no token of an answer.
+            sink.progress(int(unfinished.sum()))
+            unfinished[(input_ids[:, -1] == eos).cpu().numpy()] = False
             return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
 
         with torch.inference_mode():

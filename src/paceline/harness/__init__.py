@@ -2,6 +2,8 @@
 
 run.py         a whole run: directory, tests, verdict
 preflight.py   the engine checked and measured before a run
+survey.py      how long each test will take, from a minute with the engine
+trial.py       an engine measured in a process of its own; trial_child.py: that process
 process.py     the child process of a test, as its parent sees it
 child.py       the process of one LoadGen test
 loadgen.py     the only door to LoadGen

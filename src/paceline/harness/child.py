@@ -11,6 +11,7 @@ Events go to the parent as JSON lines on the first descriptor:
     {"event": "started"}
     {"event": "probing", "number", "target_qps": number, or null where samples come at once}
     {"event": "probe", "text": one line on what a rate came to}
+    {"event": "note", "text": one line that is to stay}
     {"event": "progress", "issued", "answered", "resumed", "tokens", "made", "elapsed_s"}
     {"event": "error", "kind", "message", "hint", "exit_code"}
     {"event": "finished", "engine": description, "resumed", "torn_lines", "tokens", "elapsed_s"}
@@ -20,6 +21,7 @@ The second descriptor is the parent's: when it closes, this process ends.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import os
@@ -28,21 +30,20 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from paceline import engines
 from paceline.config import RunConfig
 from paceline.errors import EngineError, InterruptedRun, PacelineError
-from paceline.harness import find_qps, loadgen, probes
+from paceline.harness import find_qps, loadgen, preflight, probes
 from paceline.harness.network import network_name
 from paceline.harness.offline import OfflineSut
+from paceline.harness.process import error_event
 from paceline.harness.server import ServerSut
 from paceline.harness.sut import EngineSut, Limits
-from paceline.mlperf import dataset, rules
-from paceline.mlperf.tokenizer import load_tokenizer
-from paceline.rundir import Journal, RunDir, disk_problem
+from paceline.mlperf import rules
+from paceline.rundir import Journal, RunDir, disk_problem, write_atomically
 
 __all__ = ["Child", "main"]
 
@@ -99,14 +100,28 @@ class Child:
 
     def _test(self, prompts: list[engines.TokenIds]) -> dict[str, Any]:
         name = self._network_name if self._config.network else None
-        loadgen.start_test(
-            self._config,
-            self._mode,
-            self._folder,
-            sut=lambda: self._make_sut(prompts),
-            network_name=name,
-        )
-        return {}
+        session = loadgen.Session(self._config, self._folder, self._mode)
+        limits = self._start_engine(prompts)
+        facts = {}
+        if self._mode == "performance" and self._config.loadgen.probe_s > 0:
+            facts = self._size(session, prompts)
+        session.run(self._folder, self._make_sut(prompts, limits), network_name=name)
+        return facts
+
+    def _size(self, session: loadgen.Session, prompts: list[engines.TokenIds]) -> dict[str, Any]:
+        """Measure the engine that is loaded, and make the test as long as its speed needs."""
+        assert self._engine is not None
+        seconds = self._config.loadgen.probe_s
+        self._report(f"preflight: measuring for {seconds:g} s", None)
+        found = preflight.measure(self._config, self._engine, prompts, seconds=seconds)
+        self._config, words = preflight.size(self._config, found)
+        self.send(event="note", text=f"{self._mode}: preflight: {words}")
+        target_qps = self._config.loadgen.target_qps
+        assert target_qps is not None
+        session.size(target_qps)
+        conf = loadgen.user_conf(self._config, self._mode)
+        write_atomically(self._folder / "user.conf", conf)
+        return {"probe": dataclasses.asdict(found), "target_qps": target_qps, "sizing": words}
 
     def _find_qps(self, prompts: list[engines.TokenIds]) -> dict[str, Any]:
         """Search with one engine, loaded once, and one LoadGen, its settings read once."""
@@ -139,28 +154,15 @@ class Child:
 
     def send_error(self, error: BaseException) -> int:
         """Tell the parent what ended the test; returns the exit code for it."""
-        known = isinstance(error, PacelineError)
-        exit_code = error.exit_code if isinstance(error, PacelineError) else 70
-        self.send(
-            event="error",
-            kind=type(error).__name__,
-            message=error.message if isinstance(error, PacelineError) else f"{error!r}",
-            hint=error.hint if isinstance(error, PacelineError) else None,
-            known=known,
-            exit_code=exit_code,
-        )
-        return exit_code
+        told = error_event(error)
+        self.send(**told)
+        return int(told["exit_code"])
 
     def _read_prompts(self) -> list[engines.TokenIds]:
         self.send(event="loading", what="reading the dataset", fraction=None)
-        loaded = dataset.load_dataset(
-            self._config.data_path, trust_pickle=self._config.trust_pickle
-        )
-        rows = rules.sample_rows(loaded.num_samples, self._config.num_samples)
-        return [loaded.prompts[row] for row in rows]
+        return preflight.read_prompts(self._config)
 
-    def _make_sut(self, prompts: list[engines.TokenIds]) -> EngineSut:
-        limits = self._start_engine(prompts)
+    def _make_sut(self, prompts: list[engines.TokenIds], limits: Limits) -> EngineSut:
         sut = self._new_sut(prompts, limits, is_offline=self._config.scenario == "Offline")
         if self._mode == "accuracy":
             self._journal = Journal(self._folder / "journal.jsonl")
@@ -170,16 +172,12 @@ class Child:
     def _start_engine(self, prompts: list[engines.TokenIds]) -> Limits:
         """Load the model; returns the benchmark's limits of an answer."""
         config, benchmark = self._config, rules.benchmark(self._config.benchmark)
-        context = engines.EngineContext(
-            model=config.model_path,
-            eos_token_id=benchmark.eos_token_id,
-            vocabulary_size=benchmark.vocabulary_size,
-            max_new_tokens=benchmark.max_new_tokens,
+        context = preflight.context_of(
+            config,
+            prompts,
             log_dir=self._run.path / "log",
-            report=lambda what, fraction: self.send(event="loading", what=what, fraction=fraction),
+            report=self._report,
             streaming=config.scenario != "Offline",
-            longest_prompt_len=max(len(prompt) for prompt in prompts),
-            codec=self._codec(),
         )
         self._engine = engines.load(config.engine)(config.engine_config, context)
         self._engine.start()
@@ -212,9 +210,8 @@ class Child:
         self.send(event="started")
         return sut
 
-    def _codec(self) -> Callable[[], engines.TextCodec] | None:
-        path = self._config.tokenizer_path
-        return None if path is None else lambda: load_tokenizer(path)
+    def _report(self, what: str, fraction: float | None) -> None:
+        self.send(event="loading", what=what, fraction=fraction)
 
     def _network_name(self) -> str:
         """What LoadGen calls a SUT on other hosts: asked of every one of them, now."""

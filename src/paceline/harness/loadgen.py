@@ -15,8 +15,10 @@ buffer need only live until the call returns.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib.metadata
 import importlib.util
+import math
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -24,7 +26,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from paceline.config import RunConfig
+import numpy as np
+
+from paceline.config import LoadGenSettings, RunConfig
 from paceline.engines import TokenIds
 from paceline.errors import LoadGenError
 from paceline.harness import audit
@@ -37,7 +41,8 @@ __all__ = [
     "Wheel",
     "complete",
     "complete_first_tokens",
-    "start_test",
+    "query_len",
+    "rehearse",
     "user_conf",
     "wheel",
 ]
@@ -111,23 +116,48 @@ def user_conf(config: RunConfig, mode: str) -> str:
     return "".join(f"{name} = {value}\n" for name, value in lines if value is not None)
 
 
-def start_test(
-    config: RunConfig,
-    mode: str,
-    folder: Path,
-    *,
-    sut: Callable[[], Sut],
-    network_name: Callable[[], str] | None = None,
-) -> None:
-    """Run one LoadGen test to its end; its logs land in `folder`, which holds user.conf.
+def query_len(settings: LoadGenSettings, target_qps: float) -> int:
+    """Samples of an Offline query. LoadGen adds a tenth to what the minimum duration holds at the
+    rate, and issues every loaded sample equally often.
 
-    `sut` is called once LoadGen has taken its settings, so that a wrong wheel or user.conf is
-    refused before a model is loaded. `network_name` asks the SUT's nodes for its name: LoadGen
-    then sees a query dispatch library in place of a SUT. Raises LoadGenError. Blocks until every
-    sample is answered.
+    Source: mlcommons/inference@b66003e1:loadgen/test_settings_internal.cc (kSlack), loadgen.cc
+    (sample_concatenate_permutation).
     """
-    session = Session(config, folder, mode)
-    session.run(folder, sut(), network_name=network_name)
+    wanted = max(settings.min_query_count, 1.1 * target_qps * settings.min_duration_ms / 1000)
+    return math.ceil(wanted / settings.performance_samples) * settings.performance_samples
+
+
+def rehearse(config: RunConfig, folder: Path) -> list[int]:
+    """The samples that a performance run draws, in the order of issue, each once.
+
+    Asked of LoadGen itself, with a SUT that answers at once; its logs land in `folder`.
+    """
+    once = LoadGenSettings(
+        target_qps=1.0,
+        min_duration_ms=0,
+        min_query_count=1,
+        performance_samples=config.loadgen.performance_samples,
+    )
+    config = dataclasses.replace(config, scenario="Offline", network=False, loadgen=once)
+    (folder / "user.conf").write_text(user_conf(config, "performance"))
+    answers = _Rehearsal()
+    Session(config, folder, "performance").run(folder, answers)
+    return answers.indices
+
+
+class _Rehearsal:
+    """A SUT that notes what it is asked."""
+
+    def __init__(self) -> None:
+        self.indices: list[int] = []
+        self._answer = np.array([3, 2], dtype=np.int32)
+
+    def issue(self, query: Sequence[tuple[int, int]]) -> None:
+        self.indices += [index for _, index in query]
+        complete([(response_id, self._answer) for response_id, _ in query])
+
+    def flush(self) -> None:
+        """Nothing is held back."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -140,7 +170,11 @@ class Load:
 
 
 class Session:
-    """LoadGen with its settings read, once, from the user.conf in a folder."""
+    """LoadGen with its settings read, once, from the user.conf in a folder.
+
+    Made before a model is loaded, so that a wrong wheel or user.conf is refused by then. Raises
+    LoadGenError.
+    """
 
     def __init__(self, config: RunConfig, folder: Path, mode: str) -> None:
         lg = _import()
@@ -167,10 +201,18 @@ class Session:
             settings.scenario = lg.TestScenario.Server
             settings.server_target_qps = load.target_qps
 
+    def size(self, target_qps: float) -> None:
+        """Have an Offline test be as long as this rate makes it, instead of user.conf's."""
+        self._settings.offline_expected_qps = target_qps
+
     def run(
         self, folder: Path, target: Sut, *, network_name: Callable[[], str] | None = None
     ) -> None:
-        """One test to its end; its logs land in `folder`."""
+        """One test to its end, when every sample is answered; its logs land in `folder`.
+
+        `network_name` asks the SUT's nodes for its name: LoadGen then sees a query dispatch
+        library in place of a SUT.
+        """
         lg = _import()
         log_settings = lg.LogSettings()
         log_settings.enable_trace = False

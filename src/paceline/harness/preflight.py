@@ -1,114 +1,175 @@
 """Before a run: does the engine do what is asked of it, and how fast is it?
 
-    examine(config, ...)             start the engine, measure it, stop it: `paceline preflight`
-    with_measured_qps(config, ...)   the run sized by that, where its recipe leaves the size open
+    examine(config, ...)    start the engine, measure it, stop it: `paceline preflight`
+    measure(config, ...)    the speed of an engine that was started
+    size(config, found)     the run made as long as that speed needs
 
 An Offline run has to last its minimum. Sized by a guess it is too short, found out only when it is
-over; sized by half a minute of the same engine it is right at the first try.
+over; sized by half a minute of the same engine it is right at the first try. The process of a
+performance test measures its own engine before LoadGen starts, so the model is loaded once.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from paceline import engines
-from paceline.config import AUTO, RunConfig, Setting
-from paceline.engines.probe import ProbeResult, probe
-from paceline.harness import verdict
+from paceline.config import RunConfig
+from paceline.engines.probe import Probe, ProbeResult
+from paceline.harness.loadgen import query_len
 from paceline.mlperf import dataset, rules
 from paceline.mlperf.tokenizer import load_tokenizer
 
-__all__ = ["examine", "with_measured_qps"]
+__all__ = [
+    "context_of",
+    "examine",
+    "in_flight",
+    "measure",
+    "read_prompts",
+    "requests_of",
+    "size",
+    "tokens_per_sample",
+]
 
 Observer = Callable[[Mapping[str, Any]], None]
 
 _NUM_PROMPTS = 512
 _IN_FLIGHT = 256
+_NUM_SLICES = 24
+_DIGITS = 4
+# LoadGen and the harness keep some hundred bytes of each sample of a query.
+_MOST_SAMPLES = 20_000_000
 
 
 def examine(config: RunConfig, *, seconds: float, observer: Observer) -> dict[str, Any]:
     """What the engine says of itself, and its speed unless `seconds` is 0. Raises PacelineError."""
-    engine, requests = _make_engine(config, observer)
+    prompts = read_prompts(config)
+    context = context_of(
+        config,
+        prompts,
+        log_dir=Path(),
+        report=lambda what, _: _stage(observer, what),
+        streaming=True,
+    )
+    engine = engines.load(config.engine)(config.engine_config, context)
     try:
         engine.start()
         measured = None
         if seconds > 0:
             _stage(observer, f"measuring for {seconds:g} s")
-            measured = _probe(config, engine, requests, seconds=seconds)
+            measured = measure(config, engine, prompts, seconds=seconds)
         return {"engine": engine.describe(), "probe": measured}
     finally:
         engine.close()
 
 
-def with_measured_qps(
-    config: RunConfig, settings: Mapping[str, Setting], *, observer: Observer
-) -> tuple[RunConfig, dict[str, Any]]:
-    """The config with its target_qps measured, and what to put on record of it.
-
-    Only for a performance test of some minimum duration, with an engine that has `probe_s`, and
-    when nobody set loadgen.target_qps.
-    """
-    seconds = float(getattr(config.engine_config, "probe_s", 0.0))
-    asked = settings.get("loadgen.target_qps")
-    wanted = (
-        seconds > 0
-        and config.scenario == "Offline"
-        and config.loadgen.min_duration_ms > 0
-        and "performance" in verdict.tests_of(config.mode)
-        and asked is not None
-        and asked.value == AUTO
-    )
-    if not wanted:
-        return config, {}
-    found: ProbeResult = examine(config, seconds=seconds, observer=observer)["probe"]
-    target_qps = float(f"{found.high_samples_per_second:.4g}")
-    _stage(observer, f"measured {found.samples_per_second:.4g} samples/s; target_qps {target_qps}")
-    sized = dataclasses.replace(config.loadgen, target_qps=target_qps)
-    return dataclasses.replace(config, loadgen=sized), {"probe": dataclasses.asdict(found)}
-
-
-def _make_engine(
-    config: RunConfig, observer: Observer
-) -> tuple[engines.Engine, list[engines.Request]]:
-    benchmark, path = rules.benchmark(config.benchmark), config.tokenizer_path
+def read_prompts(config: RunConfig) -> list[engines.TokenIds]:
+    """The prompts of the run's samples. Raises DataError."""
     loaded = dataset.load_dataset(config.data_path, trust_pickle=config.trust_pickle)
-    rows = rules.sample_rows(loaded.num_samples, min(config.num_samples, _NUM_PROMPTS))
-    context = engines.EngineContext(
+    return [
+        loaded.prompts[row] for row in rules.sample_rows(loaded.num_samples, config.num_samples)
+    ]
+
+
+def context_of(
+    config: RunConfig,
+    prompts: Sequence[engines.TokenIds],
+    *,
+    log_dir: Path,
+    report: Callable[[str, float | None], None],
+    streaming: bool,
+) -> engines.EngineContext:
+    """What the run's engine is told of the benchmark."""
+    benchmark, path = rules.benchmark(config.benchmark), config.tokenizer_path
+    return engines.EngineContext(
         model=config.model_path,
         eos_token_id=benchmark.eos_token_id,
         vocabulary_size=benchmark.vocabulary_size,
         max_new_tokens=benchmark.max_new_tokens,
-        log_dir=Path(),
-        report=lambda what, _: _stage(observer, what),
-        # Tokens are then seen as they are made, not when answers end.
-        streaming=True,
-        longest_prompt_len=max(len(prompt) for prompt in loaded.prompts),
+        log_dir=log_dir,
+        report=report,
+        streaming=streaming,
+        longest_prompt_len=max(len(prompt) for prompt in prompts),
         codec=None if path is None else lambda: load_tokenizer(path),
     )
-    requests = [
-        engines.Request(
-            place, loaded.prompts[row], benchmark.max_new_tokens, benchmark.min_new_tokens
-        )
-        for place, row in enumerate(rows)
+
+
+def requests_of(
+    config: RunConfig, prompts: Sequence[engines.TokenIds], indices: Sequence[int]
+) -> list[engines.Request]:
+    """The samples as the harness asks for them."""
+    benchmark = rules.benchmark(config.benchmark)
+    return [
+        engines.Request(index, prompts[index], benchmark.max_new_tokens, benchmark.min_new_tokens)
+        for index in indices
     ]
-    return engines.load(config.engine)(config.engine_config, context), requests
 
 
-def _probe(
+def in_flight(config: RunConfig, engine: engines.Engine) -> int:
+    """Requests that keep a started engine full: as it says, or as its settings do."""
+    servers = engine.describe().get("servers", ())
+    told = sum(server["concurrency"] for server in servers)
+    return told or int(getattr(config.engine_config, "in_flight", _IN_FLIGHT))
+
+
+def tokens_per_sample(config: RunConfig) -> float:
+    """What an answer of the benchmark has, in the mean."""
+    bounds = rules.benchmark(config.benchmark).accuracy["tokens_per_sample"]
+    return (bounds.low + bounds.high) / 2 if bounds.high else bounds.low
+
+
+def measure(
     config: RunConfig,
     engine: engines.Engine,
-    requests: list[engines.Request],
+    prompts: Sequence[engines.TokenIds],
     *,
     seconds: float,
 ) -> ProbeResult:
-    servers = engine.describe().get("servers", ())
-    in_flight = sum(server["concurrency"] for server in servers) or _IN_FLIGHT
-    bounds = rules.benchmark(config.benchmark).accuracy["tokens_per_sample"]
-    middle = (bounds.low + bounds.high) / 2 if bounds.high else bounds.low
-    return probe(engine, requests, seconds=seconds, in_flight=in_flight, tokens_per_sample=middle)
+    """The speed of an engine that was started and is full; nothing is in flight at the end.
+
+    Raises EngineError.
+    """
+    # The origins of the prompts lie one after another: any part of these is spread over all.
+    order = np.random.default_rng(0).permutation(len(prompts))[:_NUM_PROMPTS].tolist()
+    probe = Probe(engine, requests_of(config, prompts, order), slice_s=seconds / _NUM_SLICES)
+    streams = engine if isinstance(engine, engines.StreamingEngine) else None
+    if streams is not None:  # tokens are then seen as they are made, not when answers end
+        streams.set_streaming(True)
+    try:
+        found = probe.hold(
+            in_flight=in_flight(config, engine),
+            seconds=seconds,
+            tokens_per_sample=tokens_per_sample(config),
+        )
+        probe.settle(limit_s=config.stall_timeout_s)
+    finally:
+        if streams is not None:
+            streams.set_streaming(None)
+    return found
+
+
+def size(config: RunConfig, found: ProbeResult) -> tuple[RunConfig, str]:
+    """The config with the target_qps that makes the run long enough, and that in words.
+
+    A query that LoadGen could not hold in memory is left as it is, and the words say so.
+    """
+    target_qps = float(f"{found.high_samples_per_second:.{_DIGITS}g}")
+    num_samples = query_len(config.loadgen, target_qps)
+    said = f"measured {found.samples_per_second:.4g} samples/s"
+    if num_samples > _MOST_SAMPLES:
+        least_s = config.loadgen.min_duration_ms / 1000
+        return config, (
+            f"{said}: {least_s:g} s would be {num_samples:,} samples, more than LoadGen holds; the "
+            "run is not sized, and too short"
+        )
+    sized = dataclasses.replace(config.loadgen, target_qps=target_qps)
+    words = f"{said}; target_qps {target_qps:g}, {num_samples:,} samples"
+    return dataclasses.replace(config, loadgen=sized), words
 
 
 def _stage(observer: Observer, what: str) -> None:

@@ -1,4 +1,4 @@
-"""The child process of one LoadGen test: started, followed, waited for.
+"""A child process that measures or runs a LoadGen test: started, followed, waited for.
 
 The child works in the folder of the run's first start, so that paths in a recipe mean the same
 when the run is resumed from elsewhere. It ends when the descriptor it was given closes.
@@ -11,7 +11,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,16 @@ from paceline import errors
 from paceline.errors import EngineError, PacelineError
 from paceline.rundir import RunDir, disk_problem
 
-__all__ = ["Observer", "run_child"]
+__all__ = [
+    "Observer",
+    "Spawned",
+    "await_exit",
+    "error_event",
+    "follow",
+    "run_child",
+    "spawn",
+    "tail",
+]
 
 Observer = Callable[[Mapping[str, Any]], None]
 
@@ -30,33 +40,47 @@ _QUIET_THREADS = {"OMP_WAIT_POLICY": "PASSIVE"}
 _STOP_WITHIN_S = 15.0
 
 
+@dataclass(frozen=True, slots=True)
+class Spawned:
+    """A child, the descriptor that its events come from, and the one whose closing ends it."""
+
+    child: subprocess.Popen[bytes]
+    events_read: int
+    control_write: int
+
+    def events(self) -> Any:
+        """The child's events, a line each; to be closed."""
+        return os.fdopen(self.events_read, encoding="utf-8")
+
+    def release(self) -> None:
+        """Have the child end."""
+        os.close(self.control_write)
+
+
 def run_child(directory: RunDir, test: str, *, cwd: str, observer: Observer) -> dict[str, Any]:
     """Run a test's process in `cwd` to its end; returns the facts it gave. Raises PacelineError."""
-    child, events_read, control_write = _start_child(directory, test, cwd)
+    log_path = directory.log_path(test)
+    module = ("paceline.harness.child", str(directory.path.resolve()), test)
+    spawned = spawn(module, log_path=log_path, cwd=Path(cwd))
     try:
-        with os.fdopen(events_read, encoding="utf-8") as events:
-            facts = _follow(events, test, observer=observer)
+        with spawned.events() as events:
+            facts = follow(events, test, observer=observer)
     finally:
-        os.close(control_write)
-        _await_exit(child)
+        spawned.release()
+        await_exit(spawned.child)
     if facts is None:
-        log_path = directory.log_path(test)
         raise EngineError(
-            f"The {test} test's process died (exit {child.returncode}).\n{_tail(log_path)}",
+            f"The {test} test's process died (exit {spawned.child.returncode}).\n{tail(log_path)}",
             hint=f"see {log_path}; paceline run --resume {directory.path}",
         )
     return facts
 
 
-def _start_child(
-    directory: RunDir, test: str, cwd: str
-) -> tuple[subprocess.Popen[bytes], int, int]:
-    """The child, the descriptor its events come from, and the one whose closing ends it."""
+def spawn(module: Sequence[str], *, log_path: Path, cwd: Path) -> Spawned:
+    """Start `python -m MODULE ARGUMENTS FD FD`; its output goes on in `log_path`."""
     events_read, events_write = os.pipe()
     control_read, control_write = os.pipe()
-    command = [sys.executable, "-m", "paceline.harness.child", str(directory.path.resolve()), test]
-    command += [str(events_write), str(control_read)]
-    log_path = directory.log_path(test)
+    command = [sys.executable, "-m", *module, str(events_write), str(control_read)]
     try:
         with log_path.open("ab") as log:
             child = subprocess.Popen(
@@ -76,10 +100,23 @@ def _start_child(
     finally:
         os.close(events_write)
         os.close(control_read)
-    return child, events_read, control_write
+    return Spawned(child, events_read, control_write)
 
 
-def _follow(events: Any, test: str, *, observer: Observer) -> dict[str, Any] | None:
+def error_event(error: BaseException) -> dict[str, Any]:
+    """What a child tells its parent of the error that ends it."""
+    known = isinstance(error, PacelineError)
+    return {
+        "event": "error",
+        "kind": type(error).__name__,
+        "message": error.message if isinstance(error, PacelineError) else f"{error!r}",
+        "hint": error.hint if isinstance(error, PacelineError) else None,
+        "known": known,
+        "exit_code": error.exit_code if isinstance(error, PacelineError) else 70,
+    }
+
+
+def follow(events: Any, test: str, *, observer: Observer) -> dict[str, Any] | None:
     """Pass events on until the child is done; its facts, or None when it died without a word."""
     facts: dict[str, Any] | None = None
     for line in events:
@@ -101,7 +138,7 @@ def _as_error(event: Mapping[str, Any]) -> PacelineError:
     return kind(event["message"], hint=event["hint"])
 
 
-def _await_exit(child: subprocess.Popen[bytes]) -> None:
+def await_exit(child: subprocess.Popen[bytes]) -> None:
     """Wait for a child that was told to stop; end it when it does not."""
     try:
         child.wait(_STOP_WITHIN_S)
@@ -110,7 +147,7 @@ def _await_exit(child: subprocess.Popen[bytes]) -> None:
         child.wait()
 
 
-def _tail(path: Path) -> str:
+def tail(path: Path) -> str:
     with contextlib.suppress(OSError):
         lines = path.read_text(errors="replace").splitlines()[-_LOG_LINES_SHOWN:]
         return "\n".join(f"    {line}" for line in lines)

@@ -11,6 +11,7 @@ events to an observer and, when anything goes wrong, leaves a manifest that says
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import datetime
 import time
 from collections.abc import Mapping
@@ -19,7 +20,7 @@ from typing import Any
 
 from paceline.config import RANDOM_WEIGHTS, RunConfig, Setting
 from paceline.errors import InterruptedRun, PacelineError, RunDirError
-from paceline.harness import audit, final_rate, loadgen, preflight, process, provenance, verdict
+from paceline.harness import audit, final_rate, loadgen, process, provenance, verdict
 from paceline.harness.process import Observer
 from paceline.mlperf import dataset, rules
 from paceline.rundir import RunDir, write_atomically
@@ -47,7 +48,6 @@ def run(
     loadgen.wheel().require(config.round)
     dataset_sha256 = _check_dataset(config)
     RunDir.require_free(out)
-    config, measured = preflight.with_measured_qps(config, settings, observer=observer)
     with RunDir.create(out) as directory:
         if recipe is not None:
             write_atomically(directory.path / "recipe.toml", recipe.read_text())
@@ -62,7 +62,6 @@ def run(
             "code": provenance.code_facts(),
             "host": provenance.host_facts(),
             "tests": {},
-            **measured,
         }
         directory.write_manifest(manifest)
         manifest |= _inputs(config, dataset_sha256, observer=observer)
@@ -104,7 +103,7 @@ def _run_tests(
             _finish_test(config, directory, manifest, "find_qps", observer=observer)
             config = final_rate.settle(config, directory, manifest)
         for test in verdict.tests_of(config.mode):
-            _finish_test(config, directory, manifest, test, observer=observer)
+            config = _finish_test(config, directory, manifest, test, observer=observer)
             while test == "performance" and final_rate.is_too_high(config, directory, manifest):
                 config = final_rate.step_down(config, directory, manifest, observer=observer)
                 _finish_test(config, directory, manifest, test, observer=observer)
@@ -128,16 +127,22 @@ def _finish_test(
     test: str,
     *,
     observer: Observer,
-) -> None:
-    """Run a test, unless it has been run to its end before."""
+) -> RunConfig:
+    """Run a test, unless it has been run to its end before; the config as the test left it."""
     tests: dict[str, Any] = manifest["tests"]
     if tests.get(test, {}).get("status") == "COMPLETE":
-        return
+        return config
     tests[test] = {"status": "RUNNING", "started": _now()}
     directory.write_manifest(manifest)
-    tests[test] |= _run_test(config, directory, test, cwd=manifest["cwd"], observer=observer)
-    tests[test] |= {"status": "COMPLETE", "ended": _now()}
+    facts = _run_test(config, directory, test, cwd=manifest["cwd"], observer=observer)
+    if "probe" in facts:  # the test was sized by a measurement of its own
+        manifest["probe"] = facts.pop("probe") | {"said": facts.pop("sizing")}
+        sized = dataclasses.replace(config.loadgen, target_qps=facts.pop("target_qps"))
+        config = dataclasses.replace(config, loadgen=sized)
+        manifest["config"] = config.as_json()
+    tests[test] |= facts | {"status": "COMPLETE", "ended": _now()}
     directory.write_manifest(manifest)
+    return config
 
 
 def _conclude(

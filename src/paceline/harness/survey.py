@@ -1,0 +1,264 @@
+"""What a minute with a started engine says of the run: how long each of its tests will take.
+
+A query that ends in the time is measured whole, its end included. One that does not is played
+through the engine's pace (`engines.pace`), which is fitted to what was seen with few sequences
+live and with many.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from paceline import engines
+from paceline.config import RunConfig
+from paceline.engines import pace
+from paceline.engines.probe import Probe, ProbeResult
+from paceline.harness import preflight
+from paceline.harness.loadgen import query_len
+from paceline.mlperf import rules
+
+__all__ = ["Samples", "Survey", "output_lens", "survey"]
+
+_NUM_SLICES = 24
+_MOST_BURSTS = 3
+# Of the time that is left: what may go to a query, to few sequences, and to the ramp of many.
+_WHOLE_PART, _FEW_PART, _RAMP_PART = 0.6, 0.2, 0.25
+_FEW = 8
+_LEAST_S = 1.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Survey:
+    """`tests` holds for each what `_described` gives; `held` is the speed with the engine full."""
+
+    tests: Mapping[str, Mapping[str, Any]]
+    held: ProbeResult | None
+    pace: pace.Pace
+    config: RunConfig
+    sizing: str
+    seconds: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Samples:
+    """The run's prompts, the indices that a performance query draws, and how long each answer is
+    expected to be."""
+
+    prompts: Sequence[engines.TokenIds]
+    drawn: Sequence[int]
+    expected_lens: Sequence[int]
+
+
+class _Surveyor:
+    """One engine, surveyed once."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        engine: engines.Engine,
+        samples: Samples,
+        *,
+        seconds: float,
+    ) -> None:
+        self._config = config
+        self._engine = engine
+        requests = preflight.requests_of(config, samples.prompts, range(len(samples.prompts)))
+        self._requests = requests
+        self._drawn = samples.drawn
+        self._output_lens = samples.expected_lens
+        self._start_s = time.perf_counter()
+        self._seconds = seconds
+        # The origins of the prompts lie one after another: any part of these is spread over all.
+        order = np.random.default_rng(0).permutation(len(requests)).tolist()
+        self.probe = Probe(engine, [requests[i] for i in order], slice_s=seconds / _NUM_SLICES)
+        self.held: ProbeResult | None = None
+        self._wholes: dict[str, list[float]] = {}
+        self._full = preflight.in_flight(config, engine)
+        self._has_held_few = False
+
+    @property
+    def left_s(self) -> float:
+        return self._seconds - (time.perf_counter() - self._start_s)
+
+    def indices(self, test: str) -> list[int]:
+        """The samples of a test's query; a performance query draws its samples over and over."""
+        if test == "accuracy":
+            return list(range(len(self._requests)))
+        target_qps = self._config.loadgen.target_qps
+        assert target_qps is not None
+        times = query_len(self._config.loadgen, target_qps) // len(self._drawn)
+        return list(self._drawn) * times
+
+    def lengths(self, test: str) -> list[tuple[int, int]]:
+        """(prompt_len, output_len) of a test's samples: as seen, else as expected."""
+        seen = self.probe.output_lens
+        return [
+            (len(self._requests[i].token_ids), seen.get(i, self._output_lens[i]))
+            for i in self.indices(test)
+        ]
+
+    def pace(self) -> pace.Pace:
+        mean = self.probe.tokens_per_answer or float(np.mean(self._output_lens))
+        return pace.fit(self.probe.slices(mean), max_live=self._max_live())
+
+    def try_whole(self, test: str) -> None:
+        """Measure the query of a test, several times if it is short; none where it is long.
+
+        A query that does not even fill the engine is tried. Of another one the time is guessed
+        first: an engine that cannot forget would have to answer all of it.
+        """
+        indices = self.indices(test)
+        if len(indices) > self._full or self.probe.answered:
+            self.hold_few(self._full)
+            limit = self._max_live() or self._full
+            guess = dataclasses.replace(self.pace(), max_live=limit)
+            if guess.seconds(self.lengths(test)) > self.left_s * _WHOLE_PART:
+                return
+        while self.left_s > _LEAST_S and len(self._wholes.get(test, ())) < _MOST_BURSTS:
+            before = self._wholes.get(test, [0.0])
+            if max(before) > self.left_s:
+                return
+            query = [self._requests[i] for i in indices]
+            took_s = self.probe.burst(query, limit_s=self.left_s)
+            if took_s is None:
+                self.settle()
+                return
+            self._wholes.setdefault(test, []).append(took_s)
+
+    def is_whole(self, test: str) -> bool:
+        return test in self._wholes
+
+    def hold_few(self, many: int) -> None:
+        """Part of the time with few sequences; once."""
+        few = max(1, many // _FEW)
+        if few < many and not self._has_held_few:
+            self._has_held_few = True
+            seconds = max(_LEAST_S, self.left_s * _FEW_PART)
+            self.probe.hold(in_flight=few, seconds=seconds, tokens_per_sample=self._mean_len())
+            self.settle()
+
+    def hold(self, most: int | None) -> None:
+        """The time that is left with many sequences, after part of it with few."""
+        mean = self._mean_len()
+        many = min(self._full, most or self._full)
+        self.hold_few(many)
+        seconds = max(_LEAST_S, self.left_s)
+        prompt_s = self.pace().prompt_token_s * float(
+            np.mean([len(request.token_ids) for request in self._requests])
+        )
+        # So many that their prompts are done within the ramp.
+        if prompt_s > 0:
+            many = max(1, min(many, int(seconds * _RAMP_PART / prompt_s)))
+        self.held = self.probe.hold(in_flight=many, seconds=seconds, tokens_per_sample=mean)
+
+    def settle(self) -> None:
+        self.probe.settle(limit_s=self._config.stall_timeout_s)
+
+    def size(self) -> str:
+        """Make the run as long as the speed needs, where it is left open; that in words."""
+        if self._config.loadgen.probe_s <= 0 or self.held is None:
+            return ""
+        self._config, words = preflight.size(self._config, self.held)
+        return words
+
+    @property
+    def config(self) -> RunConfig:
+        return self._config
+
+    def described(self, test: str) -> dict[str, Any]:
+        """How long a test's query takes, and how that is known."""
+        lengths, times = self.lengths(test), self._wholes.get(test)
+        tokens = sum(output_len for _, output_len in lengths)
+        if times:
+            seconds, how = statistics.fmean(times), f"measured whole, {len(times)} times"
+            error = statistics.stdev(times) / seconds if len(times) > 1 else None
+        else:
+            seconds, how = self.pace().seconds(lengths), "modelled"
+            slices = self.probe.slices(self._mean_len())
+            error = pace.spread(slices, lengths, max_live=self._max_live())
+        return {
+            "num_samples": len(lengths),
+            "seconds": seconds,
+            "relative_error": error,
+            "how": how,
+            "tokens": tokens,
+            "tokens_per_second": tokens / seconds if seconds else None,
+            "samples_per_second": len(lengths) / seconds if seconds else None,
+        }
+
+    def _mean_len(self) -> float:
+        return float(np.mean([length for _, length in self.lengths("accuracy")]))
+
+    def _max_live(self) -> int | None:
+        """How many live at once, if more were in flight than did."""
+        probe = self.probe
+        return probe.max_live if probe.most_in_flight > probe.max_live > 0 else None
+
+
+def survey(
+    config: RunConfig,
+    engine: engines.Engine,
+    samples: Samples,
+    *,
+    seconds: float,
+    full: Callable[[], None],
+) -> Survey:
+    """Survey a started engine for about `seconds`; nothing is in flight at the end.
+
+    `full` is called while the engine is full. Raises EngineError.
+    """
+    found = _Surveyor(config, engine, samples, seconds=seconds)
+    streams = engine if isinstance(engine, engines.StreamingEngine) else None
+    if streams is not None:
+        streams.set_streaming(True)
+    tests = _tests_of(config)
+    is_open = config.loadgen.probe_s > 0
+    if "performance" in tests and not is_open:
+        found.try_whole("performance")
+    if "accuracy" in tests:
+        found.try_whole("accuracy")
+    if not tests or not all(found.is_whole(test) for test in tests):
+        sizes = [len(found.indices(test)) for test in tests]
+        found.hold(None if is_open or not sizes else max(sizes))
+    full()
+    found.settle()
+    if streams is not None:
+        streams.set_streaming(None)
+    words = found.size()
+    return Survey(
+        tests={test: found.described(test) for test in tests},
+        held=found.held,
+        pace=found.pace(),
+        config=found.config,
+        sizing=words,
+        seconds=seconds - found.left_s,
+    )
+
+
+def output_lens(
+    reference_lens: Sequence[int] | None, benchmark: rules.Benchmark, num_samples: int
+) -> list[int]:
+    """Lengths that answers are expected to have: the references', stretched to the mean that
+    answers of the benchmark have; that mean where the dataset has no lengths."""
+    bounds = benchmark.accuracy["tokens_per_sample"]
+    mean = (bounds.low + bounds.high) / 2 if bounds.high else bounds.low
+    if reference_lens is None:
+        return [max(2, round(mean))] * num_samples
+    lens = np.asarray(reference_lens, dtype=np.float64)
+    stretched = np.clip(np.rint(lens * mean / lens.mean()), 2, benchmark.max_new_tokens)
+    return [int(length) for length in stretched]
+
+
+def _tests_of(config: RunConfig) -> tuple[str, ...]:
+    """The tests whose queries are played: those that come at once. TEST06 draws a hundred
+    samples, and is left out."""
+    if config.scenario != "Offline":
+        return ()
+    known = {"accuracy": ("accuracy",), "performance": ("performance",)}
+    return known.get(config.mode, ("performance", "accuracy"))

@@ -1,0 +1,132 @@
+"""The process of a trial: `python -m paceline.harness.trial_child FOLDER FD FD`.
+
+FOLDER holds job.json; events go to the parent as those of `harness.child` do, and it ends when
+the second descriptor closes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import logging
+import os
+import resource
+import select
+import sys
+import threading
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+from paceline import engines
+from paceline.config import RunConfig
+from paceline.harness import loadgen, preflight
+from paceline.harness.process import error_event
+from paceline.harness.survey import Samples, output_lens, survey
+from paceline.mlperf import dataset, rules
+
+__all__ = ["main"]
+
+
+class _Child:
+    def __init__(self, folder: Path, event_fd: int, control_fd: int) -> None:
+        self._folder = folder
+        self._events = os.fdopen(event_fd, "w", buffering=1)
+        self._lock = threading.Lock()
+        self._control_fd = control_fd
+
+    def send(self, **event: Any) -> None:
+        with self._lock:
+            self._events.write(json.dumps(event) + "\n")
+            self._events.flush()
+
+    def execute(self) -> None:
+        threading.Thread(target=self._watch, name="watch", daemon=True).start()
+        job = json.loads((self._folder / "job.json").read_text())
+        config, seconds = RunConfig.from_json(job["config"]), float(job["seconds"])
+        is_survey = job["kind"] == "survey"
+        self._report("reading the dataset", None)
+        loaded = dataset.load_dataset(config.data_path, trust_pickle=config.trust_pickle)
+        rows = rules.sample_rows(loaded.num_samples, config.num_samples)
+        prompts = [loaded.prompts[row] for row in rows]
+        lens = None if loaded.reference_lens is None else loaded.reference_lens[rows].tolist()
+        expected = output_lens(lens, rules.benchmark(config.benchmark), len(prompts))
+        drawn = loadgen.rehearse(config, self._scratch()) if is_survey else []
+        context = preflight.context_of(
+            config, prompts, log_dir=self._folder, report=self._report, streaming=True
+        )
+        engine = engines.load(config.engine)(config.engine_config, context)
+        start_s = time.perf_counter()
+        try:
+            engine.start()
+            facts: dict[str, Any] = {"load_s": round(time.perf_counter() - start_s, 3)}
+            self._report(f"measuring for {seconds:g} s", None)
+            if is_survey:
+                samples = Samples(prompts=prompts, drawn=drawn, expected_lens=expected)
+                facts |= self._survey(config, engine, samples, seconds=seconds)
+            else:
+                speed = preflight.measure(config, engine, prompts, seconds=seconds)
+                facts |= {"speed": dataclasses.asdict(speed)}
+            facts["engine"] = engine.describe()
+        finally:
+            engine.close()
+        facts["peak_rss_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        self.send(event="finished", resumed=0, torn_lines=0, **facts)
+
+    def _survey(
+        self, config: RunConfig, engine: engines.Engine, samples: Samples, *, seconds: float
+    ) -> dict[str, Any]:
+        facts: dict[str, Any] = {}
+
+        def note_full() -> None:
+            # The parent looks at the cards meanwhile.
+            self.send(event="full")
+            facts["full"] = engine.describe()
+
+        found = survey(config, engine, samples, seconds=seconds, full=note_full)
+        return facts | {
+            "survey": {
+                "tests": dict(found.tests),
+                "held": found.held and dataclasses.asdict(found.held),
+                "pace": dataclasses.asdict(found.pace),
+                "sizing": found.sizing,
+                "target_qps": found.config.loadgen.target_qps,
+                "seconds": round(found.seconds, 1),
+            }
+        }
+
+    def _scratch(self) -> Path:
+        path = self._folder / "rehearsal"
+        path.mkdir(exist_ok=True)
+        return path
+
+    def _report(self, what: str, fraction: float | None) -> None:
+        self.send(event="loading", what=what, fraction=fraction)
+
+    def _watch(self) -> None:
+        select.select([self._control_fd], [], [])
+        os._exit(3)
+
+
+def main(arguments: list[str]) -> int:
+    """Entry of the child process."""
+    folder, event_fd, control_fd = arguments
+    logging.basicConfig(
+        level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s"
+    )
+    child = _Child(Path(folder), int(event_fd), int(control_fd))
+    try:
+        child.execute()
+    except Exception as error:
+        traceback.print_exc()
+        with contextlib.suppress(OSError):
+            child.send(**error_event(error))
+        sys.stderr.flush()
+        os._exit(error_event(error)["exit_code"])
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
