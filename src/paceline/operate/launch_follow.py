@@ -118,7 +118,8 @@ def followed(path: Path) -> Followed:
 
 def submission(job: Followed) -> list[str]:
     """The command that submits its script again."""
-    return ["sbatch" if job.scheduler == "slurm" else "qsub", str(job.script)]
+    submit = ["sbatch", "--parsable"] if job.scheduler == "slurm" else ["qsub"]
+    return [*submit, str(job.script)]
 
 
 def state_command(job: Followed) -> list[str]:
