@@ -28,6 +28,7 @@ from paceline.cli import (
     flags_endpoint,
     flags_engine,
     flags_forecast,
+    flags_launch,
     flags_model,
     flags_publish,
     flags_quantize,
@@ -282,6 +283,7 @@ app.add_typer(flags_model.app, name="model")
 flags_publish.add_verbs(app)
 app.command("doctor")(flags_doctor.doctor)
 app.command("forecast")(flags_forecast.forecast)
+app.command("launch")(flags_launch.launch)
 app.command("serve")(flags_serve.serve)
 app.command("preflight")(flags_endpoint.preflight)
 app.command("quantize")(flags_quantize.quantize)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 import re
-from collections.abc import Mapping, Sequence
+import signal
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +52,7 @@ def run(
         out = Path("runs") / f"{now}-{resolved.benchmark}-{resolved.engine}"
     if not as_json and resolved.shortfalls:
         typer.echo(f"NOT A SUBMISSION: {'; '.join(resolved.shortfalls)}.", err=True)
-    with Bar("starting") as bar:
+    with _ending_in_order(), Bar("starting") as bar:
         verdict = harness.run(
             resolved, out, settings=settings, recipe=recipe, observer=RunScreen(bar).observe
         )
@@ -73,9 +75,23 @@ def resume(
             "--resume takes no recipe, --out, --set or other settings: the run keeps its own.",
             hint=f"paceline run --resume {run_dir}",
         )
-    with Bar("starting") as bar:
+    with _ending_in_order(), Bar("starting") as bar:
         verdict = harness.resume(run_dir, observer=RunScreen(bar).observe)
     _print_verdict(verdict, run_dir, as_json=as_json)
+
+
+@contextlib.contextmanager
+def _ending_in_order() -> Iterator[None]:
+    """SIGTERM ends a run as Ctrl-C does: it is how schedulers and containers stop one."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def explain(

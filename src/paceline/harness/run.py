@@ -113,7 +113,7 @@ def _run_tests(
         raise
     except KeyboardInterrupt:
         stopped = InterruptedRun(
-            "Stopped by Ctrl-C. Finished accuracy samples are on disk.",
+            "Stopped by Ctrl-C or SIGTERM. Finished accuracy samples are on disk.",
             hint=f"paceline run --resume {directory.path}",
         )
         _leave_incomplete(config, directory, manifest, error=stopped)
