@@ -249,7 +249,7 @@ class Child:
                 self._send_progress(elapsed_s)
                 if elapsed_s - timeline_s >= _TIMELINE_EVERY_S:
                     timeline_s = elapsed_s
-                    timeline.write(json.dumps(self._progress(elapsed_s)) + "\n")
+                    timeline.write(json.dumps(self._timeline_row(elapsed_s)) + "\n")
                 self._check_stall(sut)
 
     def _check_stall(self, sut: EngineSut) -> None:
@@ -278,6 +278,13 @@ class Child:
             "elapsed_s": round(elapsed_s, 3),
             **self._sut.latency_figures(),
         }
+
+    def _timeline_row(self, elapsed_s: float) -> dict[str, Any]:
+        """Progress, when that was by the clock, and how the engine is if it can say so."""
+        row = {**self._progress(elapsed_s), "unix_s": round(time.time(), 3)}
+        if isinstance(self._engine, engines.ObservableEngine):
+            row |= self._engine.state().as_json()
+        return row
 
     def _send_progress(self, elapsed_s: float) -> None:
         self.send(event="progress", **self._progress(elapsed_s))
