@@ -8,12 +8,13 @@ are in the journal by then, whatever happens here.
 Events go to the parent as JSON lines on the first descriptor:
 
     {"event": "loading", "what": text, "fraction": number or null}
-    {"event": "started"}
+    {"event": "started", "monotonic_s"}
     {"event": "probing", "number", "target_qps": number, or null where samples come at once}
     {"event": "probe", "text": one line on what a rate came to}
     {"event": "progress", "issued", "answered", "resumed", "tokens", "made", "elapsed_s"}
     {"event": "error", "kind", "message", "hint", "exit_code"}
-    {"event": "finished", "engine": description, "resumed", "torn_lines", "tokens", "elapsed_s"}
+    {"event": "finished", "engine": description, "resumed", "torn_lines", "tokens", "elapsed_s",
+     "window_s": LoadGen's timed window, first query to last answer, in seconds since the start}
 
 The second descriptor is the parent's: when it closes, this process ends.
 """
@@ -95,6 +96,7 @@ class Child:
             torn_lines=self._journal.torn_lines if self._journal else 0,
             tokens=self._sut.counts.tokens,
             elapsed_s=round(elapsed_s, 6),
+            window_s=[round(moment_s - self._started_s, 6) for moment_s in self._sut.window_s],
         )
 
     def _test(self, prompts: list[engines.TokenIds]) -> dict[str, Any]:
@@ -209,7 +211,7 @@ class Child:
         self._started_s = time.monotonic()
         sut.last_activity_s = self._started_s
         self._sut = sut
-        self.send(event="started")
+        self.send(event="started", monotonic_s=self._started_s)
         return sut
 
     def _codec(self) -> Callable[[], engines.TextCodec] | None:
@@ -281,10 +283,10 @@ class Child:
 
     def _timeline_row(self, elapsed_s: float) -> dict[str, Any]:
         """Progress, when that was by the clock, and how the engine is if it can say so."""
-        row = {**self._progress(elapsed_s), "unix_s": round(time.time(), 3)}
-        if isinstance(self._engine, engines.ObservableEngine):
-            row |= self._engine.state().as_json()
-        return row
+        engine: object = self._engine
+        state = engine.state() if isinstance(engine, engines.ObservableEngine) else None
+        known = {} if state is None else state.as_json()
+        return {**self._progress(elapsed_s), "unix_s": round(time.time(), 3), **known}
 
     def _send_progress(self, elapsed_s: float) -> None:
         self.send(event="progress", **self._progress(elapsed_s))

@@ -21,6 +21,7 @@ from paceline.config import RANDOM_WEIGHTS, RunConfig, Setting
 from paceline.errors import InterruptedRun, PacelineError, RunDirError
 from paceline.harness import audit, final_rate, loadgen, preflight, process, provenance, verdict
 from paceline.harness.process import Observer
+from paceline.harness.vitals import Vitals
 from paceline.mlperf import dataset, rules
 from paceline.rundir import RunDir, write_atomically
 
@@ -48,7 +49,8 @@ def run(
     dataset_sha256 = _check_dataset(config)
     RunDir.require_free(out)
     config, measured = preflight.with_measured_qps(config, settings, observer=observer)
-    with RunDir.create(out) as directory:
+    vitals = Vitals(config.power, observer=observer)
+    with vitals, RunDir.create(out) as directory:
         if recipe is not None:
             write_atomically(directory.path / "recipe.toml", recipe.read_text())
         manifest = {
@@ -66,7 +68,7 @@ def run(
         }
         directory.write_manifest(manifest)
         manifest |= _inputs(config, dataset_sha256, observer=observer)
-        return _run_tests(config, directory, manifest, observer=observer)
+        return _run_tests(config, directory, manifest, vitals)
 
 
 def resume(path: Path, *, observer: Observer) -> dict[str, Any]:
@@ -76,9 +78,10 @@ def resume(path: Path, *, observer: Observer) -> dict[str, Any]:
     """
     directory = RunDir.open(path)
     directory.lock()
-    with directory:
+    config = RunConfig.from_json(directory.read_manifest()["config"])
+    vitals = Vitals(config.power, observer=observer)
+    with directory, vitals:
         manifest = directory.read_manifest()
-        config = RunConfig.from_json(manifest["config"])
         loadgen.wheel().require(config.round)
         inputs = _inputs(config, _check_dataset(config), observer=observer)
         for name, value in inputs.items():
@@ -91,33 +94,34 @@ def resume(path: Path, *, observer: Observer) -> dict[str, Any]:
             "status": "RUNNING",
             "resumed": [*manifest.get("resumed", []), _now()],
         }
-        return _run_tests(config, directory, manifest, observer=observer)
+        return _run_tests(config, directory, manifest, vitals)
 
 
 def _run_tests(
-    config: RunConfig, directory: RunDir, manifest: dict[str, Any], *, observer: Observer
+    config: RunConfig, directory: RunDir, manifest: dict[str, Any], vitals: Vitals
 ) -> dict[str, Any]:
+    vitals.watch(directory)
     for test in verdict.tests_of(config.mode):
         audit.remove(directory.test_dir(test))
     try:
         if config.find_qps is not None:
-            _finish_test(config, directory, manifest, "find_qps", observer=observer)
+            _finish_test(config, directory, manifest, "find_qps", vitals=vitals)
             config = final_rate.settle(config, directory, manifest)
         for test in verdict.tests_of(config.mode):
-            _finish_test(config, directory, manifest, test, observer=observer)
+            _finish_test(config, directory, manifest, test, vitals=vitals)
             while test == "performance" and final_rate.is_too_high(config, directory, manifest):
-                config = final_rate.step_down(config, directory, manifest, observer=observer)
-                _finish_test(config, directory, manifest, test, observer=observer)
-        return _conclude(config, directory, manifest, observer=observer)
+                config = final_rate.step_down(config, directory, manifest, observer=vitals)
+                _finish_test(config, directory, manifest, test, vitals=vitals)
+        return _conclude(config, directory, manifest, vitals)
     except PacelineError as error:
-        _leave_incomplete(config, directory, manifest, error=error)
+        _leave_incomplete(config, directory, manifest | {"power": vitals.facts()}, error=error)
         raise
     except KeyboardInterrupt:
         stopped = InterruptedRun(
             "Stopped by Ctrl-C. Finished accuracy samples are on disk.",
             hint=f"paceline run --resume {directory.path}",
         )
-        _leave_incomplete(config, directory, manifest, error=stopped)
+        _leave_incomplete(config, directory, manifest | {"power": vitals.facts()}, error=stopped)
         raise stopped from None
 
 
@@ -127,7 +131,7 @@ def _finish_test(
     manifest: dict[str, Any],
     test: str,
     *,
-    observer: Observer,
+    vitals: Vitals,
 ) -> None:
     """Run a test, unless it has been run to its end before."""
     tests: dict[str, Any] = manifest["tests"]
@@ -135,15 +139,17 @@ def _finish_test(
         return
     tests[test] = {"status": "RUNNING", "started": _now()}
     directory.write_manifest(manifest)
-    tests[test] |= _run_test(config, directory, test, cwd=manifest["cwd"], observer=observer)
+    facts = _run_test(config, directory, test, cwd=manifest["cwd"], vitals=vitals)
+    tests[test] |= {**facts, "power": vitals.end_test(test, facts)}
     tests[test] |= {"status": "COMPLETE", "ended": _now()}
     directory.write_manifest(manifest)
 
 
 def _conclude(
-    config: RunConfig, directory: RunDir, manifest: dict[str, Any], *, observer: Observer
+    config: RunConfig, directory: RunDir, manifest: dict[str, Any], vitals: Vitals
 ) -> dict[str, Any]:
     """Judge the tests; write verdict and manifest."""
+    vitals.end_tests()
     results: dict[str, dict[str, Any]] = {}
     for test in verdict.tests_of(config.mode):
         if test == "performance":
@@ -151,19 +157,23 @@ def _conclude(
         elif test == "compliance":
             results[test] = verdict.judge_compliance(config, directory)
         else:
-            observer({"event": "stage", "what": "scoring", "test": test})
+            vitals({"event": "stage", "what": "scoring", "test": test})
             results[test] = verdict.judge_accuracy(
                 config,
                 directory,
-                progress=lambda done, total: observer(
+                progress=lambda done, total: vitals(
                     {"event": "scoring", "done": done, "total": total}
                 ),
             )
-    judged = verdict.judge(config, results) | {"notes": verdict.notes_of(manifest["tests"])}
+    judged = verdict.judge(config, results) | {
+        "power": verdict.power_of(manifest["tests"]),
+        "notes": [*verdict.notes_of(manifest["tests"]), *vitals.notes()],
+    }
     if config.find_qps is not None:
         judged["find_qps"] = manifest["find_qps"]
     directory.write_json("verdict.json", judged)
-    manifest |= {"status": "COMPLETE", "ended": _now(), "files": directory.file_hashes()}
+    manifest |= {"status": "COMPLETE", "ended": _now(), "power": vitals.facts()}
+    manifest["files"] = directory.file_hashes()
     manifest.pop("error", None)
     directory.write_manifest(manifest)
     return judged
@@ -191,13 +201,14 @@ def _leave_incomplete(
 
 
 def _run_test(
-    config: RunConfig, directory: RunDir, test: str, *, cwd: str, observer: Observer
+    config: RunConfig, directory: RunDir, test: str, *, cwd: str, vitals: Vitals
 ) -> dict[str, Any]:
     """Run one LoadGen test in a child process; returns its facts for the manifest."""
     folder = directory.make_test_dir(test, keep=_KEPT.get(test, ()))
     write_atomically(folder / "user.conf", loadgen.user_conf(config, test))
+    vitals.begin_test(test, folder)
     try:
-        return process.run_child(directory, test, cwd=cwd, observer=observer)
+        return process.run_child(directory, test, cwd=cwd, observer=vitals)
     finally:
         audit.remove(folder)
 
