@@ -12,6 +12,8 @@ from support import Outcome
 
 # A flag is a number that -D sets: how this machine differs from two well H200.
 SOURCE = r"""
+#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #ifndef CARDS
 #define CARDS 2
@@ -42,6 +44,12 @@ SOURCE = r"""
 #endif
 #ifndef ROW_LOST
 #define ROW_LOST 0
+#endif
+#ifndef DRAW_MW
+#define DRAW_MW 76000
+#endif
+#ifndef MAY_SET
+#define MAY_SET 0
 #endif
 #ifndef LIMIT_MW
 #define LIMIT_MW 700000
@@ -92,9 +100,30 @@ int nvmlDeviceGetClockInfo(void *d, int type, unsigned *v) {
 int nvmlDeviceGetCurrentClocksThrottleReasons(void *d, unsigned long long *v) {
   *v = is_ill(d) && THROTTLE ? THROTTLE : 1; return 0; }
 int nvmlDeviceGetTemperature(void *d, int sensor, unsigned *v) { *v = 41; return 0; }
-int nvmlDeviceGetPowerUsage(void *d, unsigned *v) { *v = 76000; return 0; }
-int nvmlDeviceGetEnforcedPowerLimit(void *d, unsigned *v) {
-  *v = is_ill(d) ? LIMIT_MW : 700000; return 0; }
+/* A limit that was set is kept in a file, as the card keeps it, for every process to see. */
+static void limit_path(void *d, char *s, unsigned n) {
+  const char *folder = getenv("STUB_LIMITS");
+  snprintf(s, n, "%s/limit-%ld", folder ? folder : "/nonexistent", (long)d - 1); }
+static unsigned limit_of(void *d) {
+  char path[512]; unsigned value = is_ill(d) ? LIMIT_MW : 700000; FILE *file;
+  limit_path(d, path, sizeof path); file = fopen(path, "r");
+  if (file) { if (fscanf(file, "%u", &value) != 1) value = 0; fclose(file); }
+  return value; }
+int nvmlDeviceGetPowerUsage(void *d, unsigned *v) {
+  unsigned limit = limit_of(d); *v = DRAW_MW < limit ? DRAW_MW : limit; return 0; }
+int nvmlDeviceGetEnforcedPowerLimit(void *d, unsigned *v) { *v = limit_of(d); return 0; }
+int nvmlDeviceGetPowerManagementLimit(void *d, unsigned *v) { *v = limit_of(d); return 0; }
+int nvmlDeviceGetPowerManagementLimitConstraints(void *d, unsigned *least, unsigned *most) {
+  *least = 200000; *most = 700000; return 0; }
+int nvmlDeviceSetPowerManagementLimit(void *d, unsigned v) {
+  char path[512]; FILE *file; if (!MAY_SET) return 4;
+  if (v < 200000 || v > 700000) return 2;
+  limit_path(d, path, sizeof path); file = fopen(path, "w");
+  if (!file) return 999;
+  fprintf(file, "%u", v); fclose(file);
+  limit_path(d, path, sizeof path); strcat(path, "-history"); file = fopen(path, "a");
+  if (file) { fprintf(file, "%u\n", v); fclose(file); }
+  return 0; }
 int nvmlDeviceGetPowerManagementDefaultLimit(void *d, unsigned *v) { *v = 700000; return 0; }
 int nvmlDeviceGetCurrPcieLinkWidth(void *d, unsigned *v) { *v = is_ill(d) ? WIDTH : 16; return 0; }
 int nvmlDeviceGetTotalEccErrors(void *d, int type, int counter, unsigned long long *v) {

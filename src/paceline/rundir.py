@@ -9,6 +9,9 @@
                                scores.parquet, journal.jsonl
       find_qps/                the search for a rate: probes.txt, probes.json, logs of every probe
       log/<test>.log           what the test's process wrote to its terminal
+      <test>/timeline.jsonl    a line a second: tokens, samples, the engine's state
+      <test>/power.jsonl       a line a reading, where anything tells watts
+      .live.json               while the run works: what it is doing, the newest readings
 
 Files are written whole under another name and renamed, so a reader never sees half of one and a
 crash leaves the old one. The journal is the exception: it grows by one line for each group of
@@ -39,6 +42,7 @@ import numpy.typing as npt
 from paceline.errors import EnvironmentProblem, RunDirError
 
 __all__ = [
+    "LIVE_NAME",
     "Journal",
     "RunDir",
     "disk_problem",
@@ -48,6 +52,8 @@ __all__ = [
 ]
 
 SCHEMA = 1
+LIVE_NAME = ".live.json"
+_TRANSIENT = ("manifest.json", ".lock", LIVE_NAME)
 _FSYNC_EVERY_S = 5.0
 
 
@@ -222,7 +228,7 @@ class RunDir:
         return {
             name: file_sha256(path)
             for path, name in names.items()
-            if name not in ("manifest.json", ".lock") and not name.endswith(".tmp")
+            if name not in _TRANSIENT and not name.endswith(".tmp")
         }
 
     def changed_files(self, manifest: Mapping[str, Any]) -> list[str]:

@@ -30,6 +30,7 @@ from paceline.cli import (
     flags_forecast,
     flags_launch,
     flags_model,
+    flags_power,
     flags_publish,
     flags_quantize,
     flags_serve,
@@ -141,6 +142,9 @@ def run(
             "--find-qps", help="Search the highest rate that stays VALID, then run at it."
         ),
     ] = False,
+    power_cap: flags_power.CapOption = None,
+    lower_limits: flags_power.LowerOption = False,
+    power_nodes: flags_power.NodesOption = None,
     overrides: SetOption = None,
     resume: Annotated[
         Path | None, typer.Option(help="Finish the run in this directory.", metavar="DIR")
@@ -158,6 +162,7 @@ def run(
         "data.path": data,
         "data.trust_pickle": trust_pickle or None,
         "run.find_qps": find_qps or None,
+        **flags_power.power_keys(power_cap, lower_limits, power_nodes),
     }
     if resume is not None:
         _verbs().resume(resume, recipe, out, flags=flags, overrides=overrides, as_json=as_json)
@@ -284,6 +289,8 @@ flags_publish.add_verbs(app)
 app.command("doctor")(flags_doctor.doctor)
 app.command("forecast")(flags_forecast.forecast)
 app.command("launch")(flags_launch.launch)
+app.command("power")(flags_power.power)
+app.command("watch")(flags_power.watch)
 app.command("serve")(flags_serve.serve)
 app.command("preflight")(flags_endpoint.preflight)
 app.command("quantize")(flags_quantize.quantize)

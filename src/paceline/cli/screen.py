@@ -176,6 +176,7 @@ def verdict_text(verdict: Mapping[str, Any], run_dir: str) -> str:
             )
     if verdict.get("compliance") is not None:
         lines.append(f"  compliance   {verdict['compliance']}   TEST06")
+    lines += _power_lines(verdict.get("power"))
     lines += [
         f"  FAIL {finding['rule']}: {finding['detail']}"
         for finding in verdict["findings"]
@@ -201,6 +202,29 @@ def _latency_lines(verdict: Mapping[str, Any]) -> list[str]:
         found_ms = _plain(verdict[f"{name}_{percentile}_ms"])
         lines.append(f"    {percentile} {name.upper():13} {found_ms} ms   limit < {limit_ms:g} ms")
     return lines
+
+
+def _power_lines(power: Mapping[str, Any] | None) -> list[str]:
+    """What the test drew, and of what; or why that is unknown."""
+    if power is None:
+        return []
+    if not power["known"]:
+        return [f"  power        unknown ({power['reason']})"]
+    summed = [device for device in power["devices"] if device["in_sum"]]
+    scopes = [device["scope"] for device in summed]
+    counts = [f"{scopes.count(scope)} {scope}" for scope in dict.fromkeys(scopes)]
+    rate = power["tokens_per_joule"]
+    each = "" if rate is None else f"  {rate:,.3f} tokens/J"
+    said = (
+        f"  power        mean {power['mean_w']:,.0f} W, peak {power['peak_w']:,.0f} W, "
+        f"{power['energy_joules']:,.0f} J in the {power['test']} test{each}  (of: "
+        f"{', '.join(counts)})"
+    )
+    return [said] + [
+        f"    {device['host']} {device['device']}: not read for {device['gap_s']:g} s of it"
+        for device in power["devices"]
+        if device["gap_s"]
+    ]
 
 
 def _plain(value: float | None) -> str:

@@ -24,6 +24,7 @@ from paceline.config.settings import AUTO, MODES, Setting
 from paceline.engines import config_class
 from paceline.errors import InputError, MissingExtraError, RecipeError
 from paceline.mlperf import rules
+from paceline.power import PowerSettings, resolve_power
 
 __all__ = [
     "RANDOM_WEIGHTS",
@@ -62,6 +63,7 @@ class RunConfig:
     engine_config: Any
     network: bool
     find_qps: FindQps | None
+    power: PowerSettings
     shortfalls: tuple[str, ...]
 
     def as_json(self) -> dict[str, Any]:
@@ -78,6 +80,10 @@ class RunConfig:
             fields["loadgen"] = LoadGenSettings(**fields["loadgen"])
             if fields["find_qps"] is not None:
                 fields["find_qps"] = FindQps(**fields["find_qps"])
+            fields["power"] = PowerSettings(**fields["power"])
+            if fields["power"].nodes is not None:
+                nodes = Path(fields["power"].nodes)
+                fields["power"] = dataclasses.replace(fields["power"], nodes=nodes)
             fields["engine_config"] = config_class(fields["engine"])(**fields["engine_config"])
             fields["shortfalls"] = tuple(fields["shortfalls"])
             return cls(**fields)
@@ -128,6 +134,7 @@ def resolve(settings: Mapping[str, Setting], wheel_round: str | None) -> RunConf
         engine_config=engine_config,
         network=resolve_network(value),
         find_qps=resolve_find_qps(value, benchmark),
+        power=resolve_power(value),
         shortfalls=_shortfalls(
             benchmark, round_name, num_samples, loadgen=loadgen, engine=engine, model=model
         ),
@@ -289,7 +296,7 @@ def _shortfalls(
 
 def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return dataclasses.asdict(value)
+        return {name: _plain(field) for name, field in dataclasses.asdict(value).items()}
     if isinstance(value, Path):
         return str(value)
     return list(value) if isinstance(value, tuple) else value

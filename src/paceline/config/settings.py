@@ -22,6 +22,7 @@ from typing import Any
 
 from paceline.engines import ENGINES, config_class
 from paceline.errors import RecipeError
+from paceline.power import NONE
 
 __all__ = ["AUTO", "MODES", "Key", "Setting", "known_keys", "read_settings"]
 
@@ -91,6 +92,11 @@ _KEYS: dict[str, Key] = {
     "find_qps.precision": Key(float, 0.02, "stop when the best rate is known to this fraction"),
     "find_qps.margin": Key(float, 0.02, "run at so much less, and so much less after an INVALID"),
     "find_qps.attempts": Key(int, 4, "final performance tests before the search is given up"),
+    "power.cap": Key(str, NONE, "warn when the sum of power nears this, as 10kW"),
+    "power.lower_limits": Key(bool, False, "near the cap, lower the cards' power limits (root)"),
+    "power.nodes": Key(str, NONE, "folder in which `paceline power` of other nodes writes"),
+    "power.redfish": Key(str, NONE, "BMC that tells the node's power, as https://BMC"),
+    "power.redfish_verify_tls": Key(bool, True, "check the BMC's certificate"),
     "engine.name": Key(str, "reference", f"one of {', '.join(ENGINES)}"),
 }
 

@@ -13,9 +13,9 @@ token the moment it exists.
 Every submitted request is answered exactly once, by `done`, `done_all` or `failed`, from any
 thread. An engine that cannot go on raises EngineError from `drain`.
 
-Three things an engine may do besides: hand every token to a StreamSink as it exists, forget
-requests that nobody waits for (CancellingEngine), and change whether a server is asked to stream
-(StreamingEngine).
+Four things an engine may do besides: hand every token to a StreamSink as it exists, forget
+requests that nobody waits for (CancellingEngine), change whether a server is asked to stream
+(StreamingEngine), and say how it is doing (ObservableEngine).
 
 The class of each engine and of its settings are named in ENGINES as dotted paths, so that naming
 an engine costs no import of torch, ray or aiohttp.
@@ -26,7 +26,7 @@ from __future__ import annotations
 import difflib
 import importlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -42,7 +42,10 @@ __all__ = [
     "Completion",
     "Engine",
     "EngineContext",
+    "EngineState",
     "NetworkEngine",
+    "ObservableEngine",
+    "Part",
     "Request",
     "Sink",
     "StreamSink",
@@ -138,6 +141,58 @@ class StreamingEngine(Protocol):
 
     def set_streaming(self, wanted: bool | None) -> None:
         """From the next request on; None: as its settings have it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Part:
+    """One copy, server or replica of an engine at a moment; None for what it does not know."""
+
+    name: str
+    live_sequences: int
+    tokens: int | None = None
+    answered: int | None = None
+    is_up: bool = True
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EngineState:
+    """An engine at a moment; None for what it does not know.
+
+    `live_sequences` are under way, `waiting_sequences` have no place yet. `kv_used_fraction` is of
+    the whole KV cache, `preemptions` are counted since the start.
+    """
+
+    live_sequences: int | None = None
+    waiting_sequences: int | None = None
+    kv_used_fraction: float | None = None
+    preemptions: int | None = None
+    parts: tuple[Part, ...] = ()
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values of what is known, for a line of a run's timeline."""
+        facts = {
+            name: getattr(self, name)
+            for name in ("live_sequences", "waiting_sequences", "kv_used_fraction", "preemptions")
+        }
+        known: dict[str, Any] = {name: value for name, value in facts.items() if value is not None}
+        if len(self.parts) > 1:
+            known["parts"] = [
+                {name: value for name, value in asdict(part).items() if value is not None}
+                for part in self.parts
+            ]
+        return known
+
+
+@runtime_checkable
+class ObservableEngine(Protocol):
+    """An engine that can say how it is doing.
+
+    `state` is called about once a second, between `start` and `close`, by a thread that is not the
+    engine's. It reads counters as they stand: it takes no lock that the engine's loop holds, waits
+    for nothing, and its figures need not be of the very same moment.
+    """
+
+    def state(self) -> EngineState: ...
 
 
 class TextCodec(Protocol):

@@ -26,7 +26,7 @@ from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from paceline.engines import EngineContext, Request, Sink, TextCodec
+from paceline.engines import EngineContext, EngineState, Request, Sink, TextCodec
 from paceline.engines.endpoint_dialect import SERVERS
 from paceline.engines.endpoint_settings import EndpointConfig
 from paceline.errors import EngineError, MissingExtraError
@@ -143,6 +143,9 @@ class EndpointEngine:
         loop, dispatcher = self._loop, self._dispatcher
         if loop is not None and dispatcher is not None and not loop.is_closed():
             loop.call_soon_threadsafe(dispatcher.give_up, error)
+
+    def state(self) -> EngineState:
+        return EngineState() if self._dispatcher is None else self._dispatcher.state()
 
     def server_names(self) -> list[str]:
         """What each server says it is, asked now. Raises EngineError when one does not answer."""

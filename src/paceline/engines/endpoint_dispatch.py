@@ -21,7 +21,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from paceline.engines import Completion
+from paceline.engines import Completion, EngineState, Part
 from paceline.engines.endpoint_client import ServerFault
 from paceline.engines.endpoint_state import Job, Policy, Server
 from paceline.errors import EngineError, PacelineError
@@ -50,6 +50,23 @@ class Dispatcher:
         self._timer: asyncio.TimerHandle | None = None
         self._given_up: PacelineError | None = None
         self.retries: Counter[str] = Counter()
+
+    def state(self) -> EngineState:
+        """What is in flight at each server, and what waits here; any thread may ask."""
+        return EngineState(
+            live_sequences=sum(server.in_flight for server in self._servers),
+            waiting_sequences=len(self._pile),
+            parts=tuple(
+                Part(
+                    name=server.name,
+                    live_sequences=server.in_flight,
+                    tokens=server.tokens,
+                    answered=server.answered,
+                    is_up=server.is_up,
+                )
+                for server in self._servers
+            ),
+        )
 
     def add(self, jobs: Sequence[Job]) -> None:
         """More requests."""

@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from paceline.engines import Completion, EngineContext, Request, Sink, TokenIds
+from paceline.engines import Completion, EngineContext, EngineState, Request, Sink, TokenIds
 from paceline.errors import EngineError, InputError
 
 __all__ = ["FakeConfig", "FakeEngine"]
@@ -118,6 +118,11 @@ class FakeEngine:
         if self._num_strange:
             facts["notes"] = [f"{self._num_strange} prompts are not in {self._config.answers}."]
         return facts
+
+    def state(self) -> EngineState:
+        pending = self._pending
+        live = min(pending, self._config.concurrency)
+        return EngineState(live_sequences=live, waiting_sequences=pending - live)
 
     def _work(self) -> None:
         """Take requests as they come and do what is due, until the engine closes."""

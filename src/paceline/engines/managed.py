@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from paceline.engines import EngineContext, Request, Sink
+from paceline.engines import EngineContext, EngineState, Request, Sink
 from paceline.engines.endpoint import EndpointConfig, EndpointEngine
 from paceline.engines.managed_settings import ManagedConfig, variables
 from paceline.engines.server_gpus import VISIBILITY, Gpu, gpu_groups, visible_gpus
@@ -100,6 +100,9 @@ class ManagedEngine:
                 stack.callback(group.close)
             if endpoint is not None:
                 endpoint.close()
+
+    def state(self) -> EngineState:
+        return EngineState() if self._endpoint is None else self._endpoint.state()
 
     def describe(self) -> dict[str, Any]:
         assert self._endpoint is not None

@@ -19,7 +19,15 @@ from typing import Any
 
 import numpy as np
 
-from paceline.engines import Completion, EngineContext, Request, Sink, StreamSink
+from paceline.engines import (
+    Completion,
+    EngineContext,
+    EngineState,
+    Part,
+    Request,
+    Sink,
+    StreamSink,
+)
 from paceline.engines.native_settings import NativeConfig
 from paceline.errors import CheckpointError, EngineError, MissingExtraError
 
@@ -118,6 +126,23 @@ class NativeEngine:
 
     def describe(self) -> dict[str, Any]:
         return {**self._facts, "copies": [engine.stats() for engine in self._copies]}
+
+    def state(self) -> EngineState:
+        """Sums over the copies, and each of them; empty when the engine is closed."""
+        copies = self._copies
+        if not copies:
+            return EngineState()
+        pages = [engine.pages for engine in copies]
+        return EngineState(
+            live_sequences=sum(engine.live for engine in copies),
+            waiting_sequences=sum(engine.waiting for engine in copies) + len(self._pile),
+            kv_used_fraction=round(sum(u for u, _ in pages) / sum(n for _, n in pages), 4),
+            preemptions=sum(engine.scheduler.num_preemptions for engine in copies),
+            parts=tuple(
+                Part(name=f"copy {i}", live_sequences=one.live, tokens=one.num_sampled_tokens)
+                for i, one in enumerate(copies)
+            ),
+        )
 
     def _precision(self) -> dict[str, Any]:
         """What the weights are stored as, how products run, and in which type."""

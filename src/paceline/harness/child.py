@@ -8,13 +8,14 @@ are in the journal by then, whatever happens here.
 Events go to the parent as JSON lines on the first descriptor:
 
     {"event": "loading", "what": text, "fraction": number or null}
-    {"event": "started"}
+    {"event": "started", "monotonic_s"}
     {"event": "probing", "number", "target_qps": number, or null where samples come at once}
     {"event": "probe", "text": one line on what a rate came to}
     {"event": "note", "text": one line that is to stay}
     {"event": "progress", "issued", "answered", "resumed", "tokens", "made", "elapsed_s"}
     {"event": "error", "kind", "message", "hint", "exit_code"}
-    {"event": "finished", "engine": description, "resumed", "torn_lines", "tokens", "elapsed_s"}
+    {"event": "finished", "engine": description, "resumed", "torn_lines", "tokens", "elapsed_s",
+     "window_s": LoadGen's timed window, first query to last answer, in seconds since the start}
 
 The second descriptor is the parent's: when it closes, this process ends.
 """
@@ -96,6 +97,7 @@ class Child:
             torn_lines=self._journal.torn_lines if self._journal else 0,
             tokens=self._sut.counts.tokens,
             elapsed_s=round(elapsed_s, 6),
+            window_s=[round(moment_s - self._started_s, 6) for moment_s in self._sut.window_s],
         )
 
     def _test(self, prompts: list[engines.TokenIds]) -> dict[str, Any]:
@@ -207,7 +209,7 @@ class Child:
         self._started_s = time.monotonic()
         sut.last_activity_s = self._started_s
         self._sut = sut
-        self.send(event="started")
+        self.send(event="started", monotonic_s=self._started_s)
         return sut
 
     def _report(self, what: str, fraction: float | None) -> None:
@@ -246,7 +248,7 @@ class Child:
                 self._send_progress(elapsed_s)
                 if elapsed_s - timeline_s >= _TIMELINE_EVERY_S:
                     timeline_s = elapsed_s
-                    timeline.write(json.dumps(self._progress(elapsed_s)) + "\n")
+                    timeline.write(json.dumps(self._timeline_row(elapsed_s)) + "\n")
                 self._check_stall(sut)
 
     def _check_stall(self, sut: EngineSut) -> None:
@@ -275,6 +277,13 @@ class Child:
             "elapsed_s": round(elapsed_s, 3),
             **self._sut.latency_figures(),
         }
+
+    def _timeline_row(self, elapsed_s: float) -> dict[str, Any]:
+        """Progress, when that was by the clock, and how the engine is if it can say so."""
+        engine: object = self._engine
+        state = engine.state() if isinstance(engine, engines.ObservableEngine) else None
+        known = {} if state is None else state.as_json()
+        return {**self._progress(elapsed_s), "unix_s": round(time.time(), 3), **known}
 
     def _send_progress(self, elapsed_s: float) -> None:
         self.send(event="progress", **self._progress(elapsed_s))

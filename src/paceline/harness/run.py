@@ -22,6 +22,7 @@ from paceline.config import RANDOM_WEIGHTS, RunConfig, Setting
 from paceline.errors import InterruptedRun, PacelineError, RunDirError
 from paceline.harness import audit, final_rate, loadgen, process, provenance, verdict
 from paceline.harness.process import Observer
+from paceline.harness.vitals import Vitals
 from paceline.mlperf import dataset, rules
 from paceline.rundir import RunDir, write_atomically
 
@@ -48,7 +49,8 @@ def run(
     loadgen.wheel().require(config.round)
     dataset_sha256 = _check_dataset(config)
     RunDir.require_free(out)
-    with RunDir.create(out) as directory:
+    vitals = Vitals(config.power, observer=observer)
+    with vitals, RunDir.create(out) as directory:
         if recipe is not None:
             write_atomically(directory.path / "recipe.toml", recipe.read_text())
         manifest = {
@@ -65,7 +67,7 @@ def run(
         }
         directory.write_manifest(manifest)
         manifest |= _inputs(config, dataset_sha256, observer=observer)
-        return _run_tests(config, directory, manifest, observer=observer)
+        return _run_tests(config, directory, manifest, vitals)
 
 
 def resume(path: Path, *, observer: Observer) -> dict[str, Any]:
@@ -75,9 +77,10 @@ def resume(path: Path, *, observer: Observer) -> dict[str, Any]:
     """
     directory = RunDir.open(path)
     directory.lock()
-    with directory:
+    config = RunConfig.from_json(directory.read_manifest()["config"])
+    vitals = Vitals(config.power, observer=observer)
+    with directory, vitals:
         manifest = directory.read_manifest()
-        config = RunConfig.from_json(manifest["config"])
         loadgen.wheel().require(config.round)
         inputs = _inputs(config, _check_dataset(config), observer=observer)
         for name, value in inputs.items():
@@ -90,33 +93,34 @@ def resume(path: Path, *, observer: Observer) -> dict[str, Any]:
             "status": "RUNNING",
             "resumed": [*manifest.get("resumed", []), _now()],
         }
-        return _run_tests(config, directory, manifest, observer=observer)
+        return _run_tests(config, directory, manifest, vitals)
 
 
 def _run_tests(
-    config: RunConfig, directory: RunDir, manifest: dict[str, Any], *, observer: Observer
+    config: RunConfig, directory: RunDir, manifest: dict[str, Any], vitals: Vitals
 ) -> dict[str, Any]:
+    vitals.watch(directory)
     for test in verdict.tests_of(config.mode):
         audit.remove(directory.test_dir(test))
     try:
         if config.find_qps is not None:
-            _finish_test(config, directory, manifest, "find_qps", observer=observer)
+            _finish_test(config, directory, manifest, "find_qps", vitals=vitals)
             config = final_rate.settle(config, directory, manifest)
         for test in verdict.tests_of(config.mode):
-            config = _finish_test(config, directory, manifest, test, observer=observer)
+            config = _finish_test(config, directory, manifest, test, vitals=vitals)
             while test == "performance" and final_rate.is_too_high(config, directory, manifest):
-                config = final_rate.step_down(config, directory, manifest, observer=observer)
-                _finish_test(config, directory, manifest, test, observer=observer)
-        return _conclude(config, directory, manifest, observer=observer)
+                config = final_rate.step_down(config, directory, manifest, observer=vitals)
+                _finish_test(config, directory, manifest, test, vitals=vitals)
+        return _conclude(config, directory, manifest, vitals)
     except PacelineError as error:
-        _leave_incomplete(config, directory, manifest, error=error)
+        _leave_incomplete(config, directory, manifest | {"power": vitals.facts()}, error=error)
         raise
     except KeyboardInterrupt:
         stopped = InterruptedRun(
             "Stopped by Ctrl-C or SIGTERM. Finished accuracy samples are on disk.",
             hint=f"paceline run --resume {directory.path}",
         )
-        _leave_incomplete(config, directory, manifest, error=stopped)
+        _leave_incomplete(config, directory, manifest | {"power": vitals.facts()}, error=stopped)
         raise stopped from None
 
 
@@ -126,7 +130,7 @@ def _finish_test(
     manifest: dict[str, Any],
     test: str,
     *,
-    observer: Observer,
+    vitals: Vitals,
 ) -> RunConfig:
     """Run a test, unless it has been run to its end before; the config as the test left it."""
     tests: dict[str, Any] = manifest["tests"]
@@ -134,21 +138,23 @@ def _finish_test(
         return config
     tests[test] = {"status": "RUNNING", "started": _now()}
     directory.write_manifest(manifest)
-    facts = _run_test(config, directory, test, cwd=manifest["cwd"], observer=observer)
+    facts = _run_test(config, directory, test, cwd=manifest["cwd"], vitals=vitals)
     if "probe" in facts:  # the test was sized by a measurement of its own
         manifest["probe"] = facts.pop("probe") | {"said": facts.pop("sizing")}
         sized = dataclasses.replace(config.loadgen, target_qps=facts.pop("target_qps"))
         config = dataclasses.replace(config, loadgen=sized)
         manifest["config"] = config.as_json()
-    tests[test] |= facts | {"status": "COMPLETE", "ended": _now()}
+    tests[test] |= {**facts, "power": vitals.end_test(test, facts)}
+    tests[test] |= {"status": "COMPLETE", "ended": _now()}
     directory.write_manifest(manifest)
     return config
 
 
 def _conclude(
-    config: RunConfig, directory: RunDir, manifest: dict[str, Any], *, observer: Observer
+    config: RunConfig, directory: RunDir, manifest: dict[str, Any], vitals: Vitals
 ) -> dict[str, Any]:
     """Judge the tests; write verdict and manifest."""
+    vitals.end_tests()
     results: dict[str, dict[str, Any]] = {}
     for test in verdict.tests_of(config.mode):
         if test == "performance":
@@ -156,19 +162,23 @@ def _conclude(
         elif test == "compliance":
             results[test] = verdict.judge_compliance(config, directory)
         else:
-            observer({"event": "stage", "what": "scoring", "test": test})
+            vitals({"event": "stage", "what": "scoring", "test": test})
             results[test] = verdict.judge_accuracy(
                 config,
                 directory,
-                progress=lambda done, total: observer(
+                progress=lambda done, total: vitals(
                     {"event": "scoring", "done": done, "total": total}
                 ),
             )
-    judged = verdict.judge(config, results) | {"notes": verdict.notes_of(manifest["tests"])}
+    judged = verdict.judge(config, results) | {
+        "power": verdict.power_of(manifest["tests"]),
+        "notes": [*verdict.notes_of(manifest["tests"]), *vitals.notes()],
+    }
     if config.find_qps is not None:
         judged["find_qps"] = manifest["find_qps"]
     directory.write_json("verdict.json", judged)
-    manifest |= {"status": "COMPLETE", "ended": _now(), "files": directory.file_hashes()}
+    manifest |= {"status": "COMPLETE", "ended": _now(), "power": vitals.facts()}
+    manifest["files"] = directory.file_hashes()
     manifest.pop("error", None)
     directory.write_manifest(manifest)
     return judged
@@ -196,13 +206,14 @@ def _leave_incomplete(
 
 
 def _run_test(
-    config: RunConfig, directory: RunDir, test: str, *, cwd: str, observer: Observer
+    config: RunConfig, directory: RunDir, test: str, *, cwd: str, vitals: Vitals
 ) -> dict[str, Any]:
     """Run one LoadGen test in a child process; returns its facts for the manifest."""
     folder = directory.make_test_dir(test, keep=_KEPT.get(test, ()))
     write_atomically(folder / "user.conf", loadgen.user_conf(config, test))
+    vitals.begin_test(test, folder)
     try:
-        return process.run_child(directory, test, cwd=cwd, observer=observer)
+        return process.run_child(directory, test, cwd=cwd, observer=vitals)
     finally:
         audit.remove(folder)
 

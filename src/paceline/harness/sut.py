@@ -69,6 +69,13 @@ class EngineSut:
         self.error: PacelineError | None = None
         self.failed_event = threading.Event()
         self.last_activity_s = time.monotonic()
+        self._first_issue_s: float | None = None
+
+    @property
+    def window_s(self) -> tuple[float, float]:
+        """From the first query to the last answer so far, on the monotonic clock."""
+        end_s = self.last_activity_s
+        return (end_s if self._first_issue_s is None else self._first_issue_s), end_s
 
     def keep_order(self, journal: Journal, finished: Mapping[int, tuple[str, TokenIds]]) -> None:
         """Accuracy mode: journal every answer, and answer `finished` from what was journaled."""
@@ -128,6 +135,8 @@ class EngineSut:
             return [self._indices[request_id] for request_id in sorted(self._open)]
 
     def _issue(self, query: Sequence[tuple[int, int]]) -> None:
+        if self._first_issue_s is None:
+            self._first_issue_s = time.monotonic()
         first = len(self._indices)
         self._response_ids += [response_id for response_id, _ in query]
         self._indices += [sample_index for _, sample_index in query]

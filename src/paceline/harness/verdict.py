@@ -31,6 +31,7 @@ __all__ = [
     "judge_compliance",
     "judge_performance",
     "notes_of",
+    "power_of",
     "tests_of",
 ]
 
@@ -97,6 +98,12 @@ def notes_of(tests: Mapping[str, Mapping[str, Any]]) -> list[str]:
         for name, test in tests.items()
         for note in test.get("engine", {}).get("notes", ())
     ]
+
+
+def power_of(tests: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | None:
+    """Power of the performance test; of the accuracy or compliance test in a run without one."""
+    named = [test for test in ("performance", "accuracy", "compliance") if test in tests]
+    return {"test": named[0], **tests[named[0]]["power"]} if named else None
 
 
 def judge_accuracy(

@@ -55,6 +55,7 @@ class Engine:
         self.source: Source = open_source(config.weights, quantization=config.quantization)
         self.resolved = config.resolve(self.source)
         self.records: list[StepRecord] = []
+        self.num_sampled_tokens = 0
         self._incoming: deque[GenRequest] = deque()
         self._lock = threading.Lock()
         self._in_flight: tuple[StepPlan, PendingIds] | None = None
@@ -115,6 +116,12 @@ class Engine:
         return not under_way and self.waiting == 0 and self.live == 0
 
     @property
+    def pages(self) -> tuple[int, int]:
+        """Pages of the cache that are in use, and all of them; any thread may ask."""
+        allocator = self.scheduler.allocator
+        return allocator.num_pages - allocator.num_free, allocator.num_pages
+
+    @property
     def first_tokens(self) -> list[tuple[int, int]]:
         """(request_id, id) of the requests whose first id came in the last step."""
         return self.scheduler.first_tokens
@@ -159,7 +166,7 @@ class Engine:
         return {
             "steps": len(self.records),
             "tokens": sum(record.num_tokens for record in self.records),
-            "sampled_tokens": sum(record.num_sampled for record in self.records),
+            "sampled_tokens": self.num_sampled_tokens,
             "dropped_tokens": self.scheduler.num_dropped_tokens,
             "preemptions": self.scheduler.num_preemptions,
             "graph_steps": self.executor.num_graph_steps,
@@ -237,6 +244,7 @@ class Engine:
     def _take(self, plan: StepPlan, pending: PendingIds) -> list[GenResult]:
         token_ids = pending.wait(self._ranks.check if self._ranks is not None else _nothing)
         results = self.scheduler.complete(plan, token_ids)
+        self.num_sampled_tokens += len(token_ids)
         self.records.append(
             StepRecord(
                 done_ns=time.monotonic_ns(),

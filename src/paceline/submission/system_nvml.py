@@ -1,8 +1,7 @@
-"""NVIDIA accelerators through the driver's own library, libnvidia-ml.so.1, by ctypes.
+"""NVIDIA accelerators through the driver's own library (`paceline.nvml`).
 
-No package is needed and nothing is started: what `nvidia-smi` knows is read from where it reads
-it. A machine without the library has no NVIDIA accelerators; a question that the driver or the
-device does not answer leaves its fact unknown.
+What `nvidia-smi` knows is read from where it reads it. A machine without the library has no NVIDIA
+accelerators; a question that the driver or the device does not answer leaves its fact unknown.
 
     gpus()      what the accelerators are
     health()    how they are at this moment: memory, other processes, clocks, power, errors
@@ -19,29 +18,29 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from paceline.nvml import (
+    CLOCK_SM,
+    LIBRARY,
+    call,
+    devices,
+    number,
+    opened,
+    text,
+    throttles,
+    watts,
+    wide,
+)
 from paceline.submission.system_parse import Gpu
 
 __all__ = ["Health", "gpus", "health"]
 
 _Answer = TypeVar("_Answer")
 
-_LIBRARY = "libnvidia-ml.so.1"
-_TEXT_BYTES = 96
-_CLOCK_SM = 1
 _MAX_LINKS = 18
 _FEATURE_ENABLED = 1
 _MAX_PROCESSES = 256
 _VOLATILE, _UNCORRECTED = 0, 1
 _GPU_CORE = 0
-# nvmlClocksEventReason*: bits that say why clocks are lower than they could be. Idle, the user's
-# own clocks and groups of synchronised cards are no trouble.
-_THROTTLES = {
-    0x04: "power cap",
-    0x08: "hardware slowdown",
-    0x20: "thermal (software)",
-    0x40: "thermal (hardware)",
-    0x80: "power brake",
-}
 
 
 class _Memory(ctypes.Structure):
@@ -95,62 +94,51 @@ class Health:
     is_split: bool | None
 
 
-def gpus(library: str = _LIBRARY) -> list[Gpu]:
+def gpus(library: str = LIBRARY) -> list[Gpu]:
     """The NVIDIA accelerators of this host; empty when there is no driver."""
     return _each(library, _gpu)
 
 
-def health(library: str = _LIBRARY) -> list[Health]:
+def health(library: str = LIBRARY) -> list[Health]:
     """How the NVIDIA accelerators of this host are; empty when there is no driver."""
     return _each(library, _health)
 
 
 def _each(library: str, ask: Callable[[Any, Any, int, str | None], _Answer]) -> list[_Answer]:
     """What `ask` gives for each device."""
-    try:
-        nvml = ctypes.CDLL(library)
-    except OSError:
-        return []
-    if not _call(nvml, "nvmlInit_v2"):
-        return []
-    try:
-        driver = _text(nvml, "nvmlSystemGetDriverVersion")
-        answers = []
-        for index in range(_number(nvml, "nvmlDeviceGetCount_v2") or 0):
-            device = ctypes.c_void_p()
-            _call(nvml, "nvmlDeviceGetHandleByIndex_v2", ctypes.c_uint(index), ctypes.byref(device))
-            answers.append(ask(nvml, device, index, driver))
-        return answers
-    finally:
-        _call(nvml, "nvmlShutdown")
+    with opened(library) as nvml:
+        if nvml is None:
+            return []
+        driver = text(nvml, "nvmlSystemGetDriverVersion")
+        return [ask(nvml, device, index, driver) for index, device in enumerate(devices(nvml))]
 
 
 def _health(nvml: Any, device: Any, index: int, driver: str | None) -> Health:
     held = _Memory()
-    known = _call(nvml, "nvmlDeviceGetMemoryInfo", device, ctypes.byref(held))
+    known = call(nvml, "nvmlDeviceGetMemoryInfo", device, ctypes.byref(held))
     states = _link_states(nvml, device)
     row = _row_states(nvml, device)
     return Health(
         index=index,
-        uuid=_text(nvml, "nvmlDeviceGetUUID", device),
-        name=_text(nvml, "nvmlDeviceGetName", device) or "unknown NVIDIA device",
+        uuid=text(nvml, "nvmlDeviceGetUUID", device),
+        name=text(nvml, "nvmlDeviceGetName", device) or "unknown NVIDIA device",
         driver=driver,
         memory_bytes=int(held.total) if known else None,
         free_bytes=int(held.free) if known else None,
         pids=_pids(nvml, device),
-        sm_mhz=_number(nvml, "nvmlDeviceGetClockInfo", device, ctypes.c_int(_CLOCK_SM)),
-        max_sm_mhz=_number(nvml, "nvmlDeviceGetMaxClockInfo", device, ctypes.c_int(_CLOCK_SM)),
-        throttles=_throttles(nvml, device),
-        temperature_c=_number(nvml, "nvmlDeviceGetTemperature", device, ctypes.c_int(_GPU_CORE)),
-        power_w=_watts(nvml, "nvmlDeviceGetPowerUsage", device),
-        power_limit_w=_watts(nvml, "nvmlDeviceGetEnforcedPowerLimit", device),
-        default_limit_w=_watts(nvml, "nvmlDeviceGetPowerManagementDefaultLimit", device),
-        pcie_width=_number(nvml, "nvmlDeviceGetCurrPcieLinkWidth", device),
-        max_pcie_width=_number(nvml, "nvmlDeviceGetMaxPcieLinkWidth", device),
+        sm_mhz=number(nvml, "nvmlDeviceGetClockInfo", device, ctypes.c_int(CLOCK_SM)),
+        max_sm_mhz=number(nvml, "nvmlDeviceGetMaxClockInfo", device, ctypes.c_int(CLOCK_SM)),
+        throttles=throttles(nvml, device),
+        temperature_c=number(nvml, "nvmlDeviceGetTemperature", device, ctypes.c_int(_GPU_CORE)),
+        power_w=watts(nvml, "nvmlDeviceGetPowerUsage", device),
+        power_limit_w=watts(nvml, "nvmlDeviceGetEnforcedPowerLimit", device),
+        default_limit_w=watts(nvml, "nvmlDeviceGetPowerManagementDefaultLimit", device),
+        pcie_width=number(nvml, "nvmlDeviceGetCurrPcieLinkWidth", device),
+        max_pcie_width=number(nvml, "nvmlDeviceGetMaxPcieLinkWidth", device),
         num_links=states.count(_FEATURE_ENABLED) if states else None,
         num_links_down=len(states) - states.count(_FEATURE_ENABLED) if states else None,
         is_ecc_on=_ecc(nvml, device),
-        uncorrected_errors=_wide(
+        uncorrected_errors=wide(
             nvml,
             "nvmlDeviceGetTotalEccErrors",
             device,
@@ -168,16 +156,8 @@ def _pids(nvml: Any, device: Any) -> tuple[int, ...] | None:
     count, found = ctypes.c_uint(_MAX_PROCESSES), (_Process * _MAX_PROCESSES)()
     for version in ("_v3", "_v2"):
         name = f"nvmlDeviceGetComputeRunningProcesses{version}"
-        if _call(nvml, name, device, ctypes.byref(count), found):
+        if call(nvml, name, device, ctypes.byref(count), found):
             return tuple(found[place].pid for place in range(count.value))
-    return None
-
-
-def _throttles(nvml: Any, device: Any) -> tuple[str, ...] | None:
-    for word in ("Event", "Throttle"):
-        mask = _wide(nvml, f"nvmlDeviceGetCurrentClocks{word}Reasons", device)
-        if mask is not None:
-            return tuple(words for bit, words in _THROTTLES.items() if mask & bit)
     return None
 
 
@@ -185,32 +165,30 @@ def _row_states(nvml: Any, device: Any) -> tuple[bool, bool] | None:
     """Whether a bad row of memory waits for a reset, and whether one could not be replaced."""
     corrected, uncorrected, pending, lost = (ctypes.c_uint() for _ in range(4))
     places = [ctypes.byref(value) for value in (corrected, uncorrected, pending, lost)]
-    if not _call(nvml, "nvmlDeviceGetRemappedRows", device, *places):
+    if not call(nvml, "nvmlDeviceGetRemappedRows", device, *places):
         return None
     return bool(pending.value), bool(lost.value)
 
 
 def _is_split(nvml: Any, device: Any) -> bool | None:
     current, pending = ctypes.c_uint(), ctypes.c_uint()
-    known = _call(
-        nvml, "nvmlDeviceGetMigMode", device, ctypes.byref(current), ctypes.byref(pending)
-    )
+    known = call(nvml, "nvmlDeviceGetMigMode", device, ctypes.byref(current), ctypes.byref(pending))
     return current.value == _FEATURE_ENABLED if known else None
 
 
 def _gpu(nvml: Any, device: Any, index: int, driver: str | None) -> Gpu:
     del index
-    name = _text(nvml, "nvmlDeviceGetName", device) or "unknown NVIDIA device"
+    name = text(nvml, "nvmlDeviceGetName", device) or "unknown NVIDIA device"
     held = _Memory()
-    known = _call(nvml, "nvmlDeviceGetMemoryInfo", device, ctypes.byref(held))
-    generation = _number(nvml, "nvmlDeviceGetMaxPcieLinkGeneration", device)
-    width = _number(nvml, "nvmlDeviceGetMaxPcieLinkWidth", device)
+    known = call(nvml, "nvmlDeviceGetMemoryInfo", device, ctypes.byref(held))
+    generation = number(nvml, "nvmlDeviceGetMaxPcieLinkGeneration", device)
+    width = number(nvml, "nvmlDeviceGetMaxPcieLinkWidth", device)
     links = _links(nvml, device)
     return Gpu(
         name=name,
         memory_bytes=int(held.total) if known else None,
         memory_kind=_memory_kind(nvml, device, name),
-        clock_mhz=_number(nvml, "nvmlDeviceGetMaxClockInfo", device, ctypes.c_int(_CLOCK_SM)),
+        clock_mhz=number(nvml, "nvmlDeviceGetMaxClockInfo", device, ctypes.c_int(CLOCK_SM)),
         pcie=f"PCIe Gen{generation} x{width}" if generation and width else None,
         num_links=links,
         link_kind="NVLink" if links else None,
@@ -224,7 +202,7 @@ def _memory_kind(nvml: Any, device: Any, name: str) -> str | None:
     named = re.search(r"\b(HBM\w*|GDDR\w*)", name)
     if named:
         return named[1]
-    width = _number(nvml, "nvmlDeviceGetMemoryBusWidth", device)
+    width = number(nvml, "nvmlDeviceGetMemoryBusWidth", device)
     return f"{width}-bit memory bus" if width else None
 
 
@@ -237,7 +215,7 @@ def _links(nvml: Any, device: Any) -> int | None:
 def _link_states(nvml: Any, device: Any) -> list[int]:
     """The state of each NVLink connection of which the driver knows."""
     states = [
-        _number(nvml, "nvmlDeviceGetNvLinkState", device, ctypes.c_uint(link))
+        number(nvml, "nvmlDeviceGetNvLinkState", device, ctypes.c_uint(link))
         for link in range(_MAX_LINKS)
     ]
     return [state for state in states if state is not None]
@@ -245,34 +223,5 @@ def _link_states(nvml: Any, device: Any) -> list[int]:
 
 def _ecc(nvml: Any, device: Any) -> bool | None:
     current, pending = ctypes.c_uint(), ctypes.c_uint()
-    known = _call(
-        nvml, "nvmlDeviceGetEccMode", device, ctypes.byref(current), ctypes.byref(pending)
-    )
+    known = call(nvml, "nvmlDeviceGetEccMode", device, ctypes.byref(current), ctypes.byref(pending))
     return current.value == _FEATURE_ENABLED if known else None
-
-
-def _number(nvml: Any, name: str, *arguments: Any) -> int | None:
-    value = ctypes.c_uint()
-    return value.value if _call(nvml, name, *arguments, ctypes.byref(value)) else None
-
-
-def _wide(nvml: Any, name: str, *arguments: Any) -> int | None:
-    value = ctypes.c_ulonglong()
-    return value.value if _call(nvml, name, *arguments, ctypes.byref(value)) else None
-
-
-def _watts(nvml: Any, name: str, device: Any) -> float | None:
-    milliwatts = _number(nvml, name, device)
-    return None if milliwatts is None else milliwatts / 1000
-
-
-def _text(nvml: Any, name: str, *arguments: Any) -> str | None:
-    buffer = ctypes.create_string_buffer(_TEXT_BYTES)
-    done = _call(nvml, name, *arguments, buffer, ctypes.c_uint(_TEXT_BYTES))
-    return buffer.value.decode("utf-8", errors="replace") if done else None
-
-
-def _call(nvml: Any, name: str, *arguments: Any) -> bool:
-    """Whether the function exists and answered."""
-    function = getattr(nvml, name, None)
-    return function is not None and function(*arguments) == 0
