@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tarfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -543,9 +544,20 @@ def test_the_type_of_the_weights_is_that_of_the_run(test: matching.Test, expecte
     assert measurements.weight_type(test) == expected
 
 
-def test_a_type_that_nobody_says_is_asked_for() -> None:
-    with pytest.raises(InputError, match="type of its weights"):
-        measurements.weight_type(a_test("endpoint", {}))
+def test_a_type_that_nobody_says_is_asked_for_and_may_be_given_afterwards() -> None:
+    test = a_test("endpoint", {}, dtype="unknown")
+    with pytest.raises(InputError, match="type of its weights") as caught:
+        measurements.weight_type(test)
+    assert "--weights-dtype" in str(caught.value)
+    assert measurements.weight_type(replace(test, weights_dtype="fp8")) == "fp8"
+    with pytest.raises(InputError, match="--weights-dtype fp7 is no type"):
+        measurements.weight_type(replace(test, weights_dtype="fp7"))
+
+
+def test_a_type_given_afterwards_must_be_that_of_the_run() -> None:
+    test = replace(a_test("reference", {"dtype": "float32"}), weights_dtype="fp8")
+    with pytest.raises(InputError, match="of type fp32, not fp8"):
+        measurements.weight_type(test)
 
 
 def test_a_closed_result_of_fixed_scales_needs_a_calibration_document(tmp_path: Path) -> None:

@@ -67,6 +67,9 @@ def submit(
     calibration: Annotated[
         Path | None, typer.Option(help="Calibration document (Markdown).")
     ] = None,
+    weights_dtype: Annotated[
+        str, typer.Option(help="Type of the weights of a server that does not say it, as fp8.")
+    ] = "",
     attempt: Annotated[
         int, typer.Option(min=1, help="Number of a contest's attempt, in cert-N-mlperf.*.")
     ] = 1,
@@ -85,6 +88,7 @@ def submit(
         "division": division,
         "round": round_name,
         "calibration": calibration,
+        "weights_dtype": weights_dtype,
         "attempt": attempt,
         "also_99": also_99,
         "is_rehearsal": rehearsal,

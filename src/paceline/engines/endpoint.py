@@ -9,6 +9,7 @@
     endpoint_dispatch    which server answers which request; retries
     endpoint_state       requests and servers while they are under way
     endpoint_preflight   what is checked before the clock starts
+    endpoint_notes       what a reader of the verdict should know
 
 Prompts are token ids, decoding is greedy, and nothing is lost on the way: a request that failed is
 sent again a stated number of times, each try is counted, and one that fails for good is named.
@@ -27,7 +28,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from paceline.engines import EngineContext, EngineState, Request, Sink, TextCodec
-from paceline.engines.endpoint_dialect import SERVERS
+from paceline.engines.endpoint_notes import notes_of
 from paceline.engines.endpoint_settings import EndpointConfig
 from paceline.errors import EngineError, MissingExtraError
 
@@ -40,7 +41,6 @@ __all__ = ["EndpointConfig", "EndpointEngine"]
 log = logging.getLogger(__name__)
 
 _Result = TypeVar("_Result")
-_BUSY = 0.8
 # One is answered, one waits at the server, so that it never waits for us.
 _NEXT_OF_SERIAL = 2
 
@@ -136,7 +136,7 @@ class EndpointEngine:
             "preflight": self._checks,
             "client": client,
         }
-        return facts | {"notes": _notes(facts)}
+        return facts | {"notes": notes_of(facts)}
 
     def give_up(self, error: EngineError) -> None:
         """Fail what is unanswered by this error; whoever runs the servers knows they are gone."""
@@ -312,42 +312,3 @@ class _LazyCodec:
         if self._loaded is None:
             self._loaded = self._load()
         return self._loaded
-
-
-def _notes(facts: dict[str, Any]) -> list[str]:
-    """What a reader of the verdict should know, a sentence each."""
-    notes = []
-    if facts["simulated"]:
-        notes.append("A server says that it is simulated: no model made these tokens.")
-    if not facts["exact_token_ids"]:
-        notes.append(
-            "Token ids are not exact: a server gives text only, which was tokenised again."
-        )
-    if not facts["verify_tls"]:
-        notes.append("The servers' certificates are not checked (engine.endpoint.verify_tls).")
-    if facts["retries"]:
-        kinds = ", ".join(f"{count} {kind}" for kind, count in facts["retries"].items())
-        notes.append(f"Requests sent again: {sum(facts['retries'].values())} ({kinds}).")
-    for server in facts["servers"]:
-        if SERVERS[server["kind"]].is_serial:
-            notes.append(f"{server['url']} answers one request at a time.")
-        if server["times_aside"]:
-            state = "came back" if server["is_up"] else "did not come back"
-            notes.append(
-                f"{server['url']} was put aside {server['times_aside']} times, for "
-                f"{server['aside_s']:.1f} s, and {state}."
-            )
-    notes += [f"{count} {name.replace('_', ' ')}." for name, count in facts["counts"].items()]
-    notes += [
-        f"Preflight: {check['server']}: {check['name']}: {check['detail']}."
-        for check in facts["preflight"]
-        if check["passed"] is False
-    ]
-    client = facts["client"]
-    if client:
-        word = "The client may be the limit" if client["busy_fraction"] > _BUSY else "Client"
-        notes.append(
-            f"{word}: busy {client['busy_fraction']:.1%} of one core; alone it could do "
-            f"{client['ceiling_samples_per_second']:,.0f} samples/s."
-        )
-    return notes

@@ -26,12 +26,16 @@ _TEXT_SHOWN = 80
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Test:
-    """One LoadGen test of a run: its name, the run's directory, manifest and verdict."""
+    """One LoadGen test of a run: its name, the run's directory, manifest and verdict.
+
+    `weights_dtype` is what the submitter says, for a run that cannot know; "" for nothing.
+    """
 
     name: str
     run_dir: Path
     manifest: Mapping[str, Any]
     verdict: Mapping[str, Any]
+    weights_dtype: str = ""
 
     @property
     def folder(self) -> Path:
@@ -78,7 +82,7 @@ class Result:
         return tuple(test for test in found if test is not None)
 
 
-def load_tests(run_dirs: Sequence[Path]) -> list[Test]:
+def load_tests(run_dirs: Sequence[Path], *, weights_dtype: str = "") -> list[Test]:
     """Every test of every run. Raises RunDirError for a run that cannot be part of a result."""
     tests = []
     for path in run_dirs:
@@ -95,7 +99,13 @@ def load_tests(run_dirs: Sequence[Path]) -> list[Test]:
                 hint="submit the run as LoadGen left it; a run again is the only repair",
             )
         tests += [
-            Test(name=name, run_dir=path, manifest=manifest, verdict=verdict)
+            Test(
+                name=name,
+                run_dir=path,
+                manifest=manifest,
+                verdict=verdict,
+                weights_dtype=weights_dtype,
+            )
             for name in _TESTS
             if name in manifest["tests"]
         ]

@@ -61,10 +61,32 @@ def measurements(result: Result) -> dict[str, str]:
 def weight_type(test: Test) -> str:
     """The type that the linear layers' weights have in memory, as fp8.
 
-    What the engine says of itself ("dtype" of its description) goes before what it was told.
+    What the engine says of itself ("dtype" of its description) goes before what it was told, and
+    that before what the submitter says, which must not be another. Raises InputError.
     """
-    if test.config["engine"] == "fake":
+    if is_simulated(test):
         return "none (simulated)"
+    known, given = _known_type(test), _SHORT.get(test.weights_dtype)
+    if test.weights_dtype and given is None:
+        raise InputError(
+            f"--weights-dtype {test.weights_dtype} is no type.", hint=f"one of {', '.join(_SHORT)}"
+        )
+    if known and given and known != given:
+        raise InputError(
+            f"{test.run_dir} ran with weights of type {known}, not {given}.",
+            hint="leave --weights-dtype out",
+        )
+    if found := known or given:
+        return found
+    raise InputError(
+        f"{test.run_dir} does not say the type of its weights.",
+        hint="--weights-dtype TYPE, as the server was started; the next run can say it: "
+        "--set engine.NAME.dtype=TYPE",
+    )
+
+
+def _known_type(test: Test) -> str | None:
+    """The type as the run has it; None where nobody told it, as of a server elsewhere."""
     config, engine = test.config["engine_config"], test.facts.get("engine", {})
     if str(config.get("quantization", "none")).startswith("fp8"):
         return "fp8"
@@ -73,12 +95,7 @@ def weight_type(test: Test) -> str:
     dtype = str(engine.get("dtype") or config.get("dtype", ""))
     if dtype == "auto":
         dtype = "float32" if engine.get("device") == "cpu" else "bfloat16"
-    if dtype not in _SHORT:
-        raise InputError(
-            f"{test.run_dir} does not say the type of its weights (dtype {dtype!r}).",
-            hint="run again with the dtype set: --set engine.NAME.dtype=bfloat16",
-        )
-    return _SHORT[dtype]
+    return _SHORT.get(dtype)
 
 
 def _stored_format(test: Test) -> str | None:

@@ -53,13 +53,14 @@ __all__ = ["Order", "Prepared", "package", "prepare", "write_tree"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Order:
-    """What was asked for. `round` None: that of the runs."""
+    """What was asked for. `round` None: that of the runs; `weights_dtype` "": as the runs say."""
 
     submitter: str
     system_id: str
     division: str
     round: str | None = None
     calibration: Path | None = None
+    weights_dtype: str = ""
     attempt: int = 1
     also_99: bool = False
     is_rehearsal: bool = False
@@ -88,7 +89,7 @@ def prepare(run_dirs: Sequence[Path], order: Order, description: system.Descript
     check_name(order.submitter, "The submitter")
     check_name(order.system_id, "The system")
     check_division(order.division)
-    results = match(load_tests(run_dirs))
+    results = match(load_tests(run_dirs, weights_dtype=order.weights_dtype))
     round_name = _round(results, order.round)
     for result in results:
         _require_submittable(result, order)
