@@ -7,6 +7,7 @@ import re
 import shutil
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import plotly.graph_objects as go
 import pytest
@@ -91,7 +92,8 @@ def test_the_figures_are_the_verdicts(run: Path) -> None:
 
 def test_what_a_run_has_not_is_said_and_not_left_out(run: Path) -> None:
     (run / "accuracy/scores.parquet").unlink()
-    (run / "performance/timeline.jsonl").unlink()
+    for test in ("performance", "accuracy"):
+        (run / test / "timeline.jsonl").unlink()
     text = str(Text(report_page([run], compare=False)))
     assert "no power.jsonl" in text
     assert "no live_sequences and no kv_used_fraction" in text
@@ -114,16 +116,42 @@ def test_an_interrupted_run_has_a_report_with_the_reason(run: Path) -> None:
     assert "The run has no accuracy test." in text
 
 
-def test_energy_is_the_integral_of_every_devices_power(run: Path) -> None:
-    rows = [
-        {"t_s": t, "device": f"gpu{d}", "power_w": 300 + 100 * d} for t in (0, 1, 2) for d in (0, 1)
-    ]
+def powered(run: Path, rows: list[dict[str, Any]], window_s: tuple[float, float]) -> str:
+    """The text of the report of a run with that power.jsonl and timed window."""
+    tests = json.loads((run / "manifest.json").read_text())["tests"]
+    tests["performance"]["window_s"] = window_s
+    edit(run / "manifest.json", tests=tests)
     lines = [*map(json.dumps, rows), "{broken"]
     (run / "power.jsonl").write_text("\n".join(lines))
-    text = str(Text(report_page([run], compare=False)))
+    return str(Text(report_page([run], compare=False)))
+
+
+def test_energy_is_the_integral_of_every_devices_power_in_the_timed_window(run: Path) -> None:
+    rows = [
+        {"t_s": t, "device": f"gpu{d}", "power_w": 300 + 100 * d, "clock_mhz": 1980}
+        for t in (-9, 0, 1, 2, 3)
+        for d in (0, 1)
+    ]
+    text = powered(run, rows, (0, 2))
     rate = tokens_of(run) / 1400
-    assert f"2 devices; energy 1,400 J; {rate:,.3f} tokens for each joule" in text
+    assert "2 devices; energy 1,400 J, mean 700 W, at most 700 W from the first query" in text
+    assert f"{rate:,.3f} tokens for each joule" in text
+    assert "Clocks during the performance test From 1,980 to 1,980 MHz." in text
     assert "power.jsonl has 1 damaged lines" in text
+
+
+def test_a_nodes_reading_replaces_its_parts_and_throttling_is_told(run: Path) -> None:
+    rows = []
+    for t in (0, 1, 2, 3):
+        gpu = {"t_s": t, "host": "a", "device": "gpu 0", "power_w": 700, "source": "nvml"}
+        rows.append(gpu | {"throttles": ["power cap"] if t else []})
+        rows.append(
+            {"t_s": t, "host": "a", "device": "node", "scope": "node", "power_w": 1100}
+            | {"source": "ipmi"}
+        )
+    text = powered(run, rows, (0, 3))
+    assert "energy 3,300 J, mean 1,100 W" in text
+    assert "no: the node's reading has it power cap 75%" in text
 
 
 def test_live_sequences_and_kv_use_are_plotted_when_the_timeline_has_them(run: Path) -> None:

@@ -15,7 +15,7 @@ What cannot be read is said, never estimated.
 from __future__ import annotations
 
 from paceline.power.cap import NEAR, CapWatch
-from paceline.power.energy import summarise
+from paceline.power.energy import sum_over_time, summarise
 from paceline.power.limits import Limits
 from paceline.power.nodes import NodeFiles, file_name
 from paceline.power.readings import Meter, Reading
@@ -38,5 +38,6 @@ __all__ = [
     "open_meters",
     "parse_watts",
     "resolve_power",
+    "sum_over_time",
     "summarise",
 ]

@@ -12,16 +12,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from paceline.power.readings import summed_scopes
 
-__all__ = ["Device", "Row", "summarise"]
+__all__ = ["Device", "Floats", "Row", "sum_over_time", "summarise"]
 
 # Three readings of the slowest source.
 _LONGEST_GAP_S = 15.0
 
 Row = Mapping[str, Any]
 Device = tuple[str, str]
+Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +32,8 @@ class _Series:
 
     scope: str
     source: str
-    times: np.ndarray[Any, np.dtype[np.float64]]
-    watts: np.ndarray[Any, np.dtype[np.float64]]
+    times: Floats
+    watts: Floats
 
     def joules(self, start_s: float, end_s: float) -> float:
         """Energy from `start_s` to `end_s`."""
@@ -67,9 +69,8 @@ def summarise(rows: Sequence[Row], start_s: float, end_s: float) -> dict[str, An
     }
     if not near or end_s <= start_s:
         return None
-    scopes = {host: {one.scope for (h, _), one in near.items() if h == host} for host, _ in near}
-    summed = {host: summed_scopes(found) for host, found in scopes.items()}
-    in_sum = {d: one for d, one in near.items() if one.scope in summed[d[0]]}
+    summed = _summed(near)
+    in_sum = {device: one for device, one in near.items() if device in summed}
     devices = [
         {
             "host": device[0],
@@ -96,14 +97,37 @@ def summarise(rows: Sequence[Row], start_s: float, end_s: float) -> dict[str, An
     }
 
 
-def _peak_of_sum(series: Sequence[_Series], start_s: float, end_s: float) -> float:
-    moments = np.concatenate([one.times for one in series])
-    inside = moments[(moments > start_s) & (moments < end_s)]
-    moments_s = np.unique(np.concatenate(([start_s, end_s], inside)))
+def sum_over_time(rows: Sequence[Row]) -> tuple[list[float], list[float]]:
+    """The sum over hosts at every moment at which anything was read: seconds, watts."""
+    series = _series_of(rows)
+    in_sum = [one for device, one in series.items() if device in _summed(series)]
+    if not in_sum:
+        return [], []
+    moments_s = np.unique(np.concatenate([one.times for one in in_sum]))
+    total = _sum_at(in_sum, moments_s)
+    return [float(t) for t in moments_s], [round(float(w), 3) for w in total]
+
+
+def _summed(series: Mapping[Device, _Series]) -> set[Device]:
+    """The devices whose power adds up to that of the hosts."""
+    scopes: dict[str, set[str]] = {}
+    for (host, _), one in series.items():
+        scopes.setdefault(host, set()).add(one.scope)
+    kept = {host: summed_scopes(found) for host, found in scopes.items()}
+    return {device for device, one in series.items() if one.scope in kept[device[0]]}
+
+
+def _sum_at(series: Sequence[_Series], moments_s: Floats) -> Floats:
     total = np.zeros(len(moments_s))
     for one in series:
         total += np.interp(moments_s, one.times, one.watts)
-    return float(total.max())
+    return total
+
+
+def _peak_of_sum(series: Sequence[_Series], start_s: float, end_s: float) -> float:
+    read_s = np.concatenate([one.times for one in series])
+    inside = read_s[(read_s > start_s) & (read_s < end_s)]
+    return float(_sum_at(series, np.concatenate(([start_s, end_s], inside))).max())
 
 
 def _series_of(rows: Sequence[Row]) -> dict[Device, _Series]:

@@ -7,13 +7,15 @@ other numbers it is, and a difference is said.
 
 from __future__ import annotations
 
-import itertools
+from dataclasses import asdict
+from typing import Any
 
 from paceline.mlperf import rules
+from paceline.power import summarise
 from paceline.report.blocks import Table, number
 from paceline.report.rundata import RunData, TestData, number_of
 
-__all__ = ["energy_joules", "formulas", "tokens_per_joule"]
+__all__ = ["energy_joules", "formulas", "power_figures", "tokens_per_joule"]
 
 # LoadGen prints six digits; two ways to the same figure differ by no more.
 _SAME = 1e-3
@@ -30,16 +32,23 @@ def formulas(run: RunData) -> Table:
     )
 
 
+def power_figures(test: TestData) -> dict[str, Any] | None:
+    """What `paceline.power` makes of the readings, in the test's timed window.
+
+    Readings of a test whose process did not say when its window was are taken from end to end.
+    """
+    if not test.power:
+        return None
+    times = [point.t_s for point in test.power]
+    window = test.facts.get("window_s")
+    start_s, end_s = window if isinstance(window, list) else (min(times), max(times))
+    return summarise([asdict(point) for point in test.power], float(start_s), float(end_s))
+
+
 def energy_joules(test: TestData) -> float | None:
-    """Energy of the test: for each device, power over time by the trapezoid rule; the sum."""
-    by_device: dict[str, list[tuple[float, float]]] = {}
-    for point in test.power:
-        by_device.setdefault(point.device, []).append((point.t_s, point.power_w))
-    total = 0.0
-    for points in by_device.values():
-        points.sort()
-        total += sum((t1 - t0) * (w0 + w1) / 2 for (t0, w0), (t1, w1) in itertools.pairwise(points))
-    return total if total > 0 else None
+    """Energy of the test's timed window: power over time by the trapezoid rule."""
+    figures = power_figures(test)
+    return figures["energy_joules"] if figures and figures["energy_joules"] > 0 else None
 
 
 def tokens_per_joule(test: TestData) -> float | None:
@@ -89,7 +98,12 @@ def _power(run: RunData) -> list[tuple[str, ...]]:
     tokens = test.facts.get("tokens") or 0
     rate = tokens_per_joule(test)
     return [
-        ("energy", f"{joules:,.0f} J", "integral of power over the readings' time", "power.jsonl"),
+        (
+            "energy",
+            f"{joules:,.0f} J",
+            "integral of power from the first query to the last answer, summed over hosts",
+            "power.jsonl",
+        ),
         (
             "tokens/J",
             number(rate, 3),

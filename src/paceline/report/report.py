@@ -16,13 +16,13 @@ from paceline.report.origin import (
     verdict_section,
 )
 from paceline.report.page import render_page
+from paceline.report.power import power_section
 from paceline.report.quality import length_section, rouge_section, worst_section
 from paceline.report.rundata import RunData, read_run
 from paceline.report.samples import Samples, read_samples
 from paceline.report.speed import (
     latency_section,
     live_section,
-    power_section,
     standing_section,
     timeline_section,
 )

@@ -34,6 +34,11 @@ class PowerPoint:
     t_s: float
     device: str
     power_w: float
+    host: str = ""
+    scope: str = "card"
+    source: str = ""
+    clock_mhz: float | None = None
+    throttles: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,6 +50,11 @@ class TestData:
     log: DetailLog | None
     timeline: tuple[Mapping[str, Any], ...]
     power: tuple[PowerPoint, ...]
+
+    @property
+    def devices(self) -> list[tuple[str, str]]:
+        """Host and name of each device whose power was read, in the order they came."""
+        return list(dict.fromkeys((point.host, point.device) for point in self.power))
 
     @property
     def engine(self) -> Mapping[str, Any]:
@@ -155,6 +165,13 @@ def _power(path: Path, problems: list[str]) -> list[PowerPoint]:
             t_s=float(row["t_s"]),
             device=str(row.get("device", "")),
             power_w=float(row["power_w"]),
+            host=str(row.get("host", "")),
+            scope=str(row.get("scope", "card")),
+            source=str(row.get("source", "")),
+            clock_mhz=row["clock_mhz"] if _is_number(row.get("clock_mhz")) else None,
+            throttles=tuple(map(str, row["throttles"]))
+            if isinstance(row.get("throttles"), list)
+            else (),
         )
         for row in rows
     ]

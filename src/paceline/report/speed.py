@@ -1,4 +1,4 @@
-"""Sections on how fast a run was: standing, tokens/s over time, latency, live sequences, power."""
+"""Sections on how fast a run was: standing, tokens/s over time, latency, live sequences."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any
 from paceline.mlperf import rules
 from paceline.mlperf.logs import DetailLog
 from paceline.report.blocks import Figure, Section, Table, lines_figure, number, plain_figure
-from paceline.report.formulas import energy_joules, tokens_per_joule
 from paceline.report.published import load_published, standing
 from paceline.report.rundata import RunData, TestData, number_of
 
@@ -18,7 +17,6 @@ __all__ = [
     "latency_section",
     "live_section",
     "percentile_figure",
-    "power_section",
     "rates",
     "standing_section",
     "timeline_section",
@@ -256,7 +254,7 @@ def live_section(run: RunData) -> Section:
                         series=series,
                     )
                 )
-        section.tables += _copies(test)
+        section.tables += [*_copies(test), *_parts(test)]
     if not section.figures:
         section.missing.append(
             "The timeline has no live_sequences and no kv_used_fraction: this engine does not "
@@ -287,31 +285,27 @@ def _copies(test: TestData) -> list[Table]:
     return [Table(caption=caption, head=head, rows=rows, numeric=tuple(range(1, len(head))))]
 
 
-def power_section(run: RunData) -> Section:
-    """Power over time, energy, tokens for each joule."""
-    section = Section(name="power", title="Power and tokens per joule")
-    for test in run.tests.values():
-        devices = list(dict.fromkeys(point.device for point in test.power))
-        series = []
-        for device in devices:
-            points = sorted((p.t_s, p.power_w) for p in test.power if p.device == device)
-            series.append((device or "device", [t for t, _ in points], [w for _, w in points]))
-        if not series:
-            continue
-        joules, rate = energy_joules(test), tokens_per_joule(test)
-        section.figures.append(
-            lines_figure(
-                f"power-{test.name}",
-                f"Power during the {test.name} test",
-                summary=f"{len(devices)} devices; energy {number(joules, 0)} J; "
-                f"{number(rate, 3)} tokens for each joule.",
-                axes=("seconds", "watts"),
-                series=series,
-            )
+def _parts(test: TestData) -> list[Table]:
+    """Copies, servers or replicas as the last row of the timeline has them."""
+    rows = [row["parts"] for row in test.timeline if isinstance(row.get("parts"), list)]
+    parts = [part for part in rows[-1] if isinstance(part, Mapping)] if rows else []
+    if not parts:
+        return []
+    total = sum(_count(part.get("tokens")) for part in parts)
+    body = tuple(
+        (
+            str(part.get("name", "-")),
+            number(_count(part.get("tokens")), 0),
+            f"{_count(part.get('tokens')) / total:.1%}" if total else "-",
+            number(part.get("answered"), 0),
+            "up" if part.get("is_up", True) else "away",
         )
-    if not section.figures:
-        section.missing.append(
-            "The run has no power.jsonl: power was not measured, and tokens per joule are not "
-            "known."
-        )
-    return section
+        for part in parts
+    )
+    head = ("part", "tokens", "share", "samples answered", "state")
+    caption = f"Parts of the engine in the last second of the {test.name} test's timeline"
+    return [Table(caption=caption, head=head, rows=body, numeric=(1, 2, 3))]
+
+
+def _count(value: object) -> float:
+    return float(value) if isinstance(value, int | float) else 0.0

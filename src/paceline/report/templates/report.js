@@ -21,7 +21,7 @@
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
       font: { color: colour("ink"), family: "system-ui, sans-serif", size: 13 },
       margin: { l: 56, r: 12, t: 12, b: 48 }, bargap: 0.12, hovermode: "closest",
-      legend: { orientation: "h", y: 1.12, x: 0 },
+      legend: { orientation: "h", yanchor: "bottom", y: 1.02, x: 0 },
       xaxis: Object.assign({}, axis, figure.layout.xaxis),
       yaxis: Object.assign({}, axis, figure.layout.yaxis)
     });
