@@ -33,6 +33,7 @@ from paceline.cli import (
     flags_publish,
     flags_quantize,
     flags_serve,
+    flags_tune,
 )
 from paceline.errors import PacelineError
 
@@ -284,6 +285,7 @@ flags_publish.add_verbs(app)
 app.command("doctor")(flags_doctor.doctor)
 app.command("forecast")(flags_forecast.forecast)
 app.command("launch")(flags_launch.launch)
+app.command("tune")(flags_tune.tune)
 app.command("serve")(flags_serve.serve)
 app.command("preflight")(flags_endpoint.preflight)
 app.command("quantize")(flags_quantize.quantize)
