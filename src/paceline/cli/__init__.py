@@ -34,6 +34,7 @@ from paceline.cli import (
     flags_publish,
     flags_quantize,
     flags_serve,
+    flags_tune,
 )
 from paceline.errors import PacelineError
 
@@ -291,6 +292,7 @@ app.command("forecast")(flags_forecast.forecast)
 app.command("launch")(flags_launch.launch)
 app.command("power")(flags_power.power)
 app.command("watch")(flags_power.watch)
+app.command("tune")(flags_tune.tune)
 app.command("serve")(flags_serve.serve)
 app.command("preflight")(flags_endpoint.preflight)
 app.command("quantize")(flags_quantize.quantize)

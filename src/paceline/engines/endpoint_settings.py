@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from paceline.engines.endpoint_dialect import SERVERS
+from paceline.engines.knobs import Knob, powers
 from paceline.errors import InputError
 
 __all__ = ["EndpointConfig"]
@@ -77,6 +78,11 @@ class EndpointConfig:
     def in_flight(self) -> int:
         """Requests that keep the servers full."""
         return self.concurrency * len(self.urls)
+
+    def knobs(self, num_gpus: int) -> tuple[Knob, ...]:
+        """What may make it faster on this side: the requests in flight."""
+        del num_gpus
+        return (Knob("concurrency", powers(1, 4096)),)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "urls", tuple(url.strip().rstrip("/") for url in self.urls))

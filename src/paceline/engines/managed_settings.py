@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass
 
+from paceline.engines.knobs import Knob, divisors, powers
 from paceline.engines.server_plan import merged
 from paceline.engines.server_presets import PRESETS
 from paceline.errors import InputError
@@ -90,6 +91,29 @@ class ManagedConfig:
 
     preflight: str = "strict"
     """strict: a check of the servers that fails stops the run; warn: it is put on record."""
+
+    def knobs(self, num_gpus: int) -> tuple[Knob, ...]:
+        """What may make it faster: the preset's own flags, and how the GPUs are shared out."""
+        found = [
+            Knob("max_num_seqs", powers(1, 64) if self._is_on_cpu else powers(64, 4096)),
+            Knob("max_step_tokens", powers(128, 65536)),
+        ]
+        if self._is_on_cpu:
+            found.append(Knob("servers", (1, 2, 4)))
+        else:
+            count = len(self.gpus) or max(1, num_gpus)
+            found += [
+                Knob("memory_fraction", (0.85, 0.88, 0.9, 0.92, 0.94, 0.96)),
+                Knob("tensor_parallel", tuple(divisors(count))),
+                Knob("pipeline_parallel", tuple(divisors(count))),
+                Knob("quantization", ("auto", "fp8", "none"), is_accuracy=True),
+                Knob("kv_dtype", ("auto", "fp8"), is_accuracy=True),
+            ]
+        return tuple(found)
+
+    @property
+    def _is_on_cpu(self) -> bool:
+        return PRESETS[self.preset].vendor is None
 
     def __post_init__(self) -> None:
         # The manifest gives a list back.

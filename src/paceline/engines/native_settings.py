@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from paceline.engines.knobs import Knob, divisors, powers
 from paceline.errors import InputError
 
 __all__ = ["NativeConfig"]
@@ -60,6 +61,25 @@ class NativeConfig:
     def in_flight(self) -> int:
         """Requests that keep the engine full: a quarter more than live at once."""
         return self.max_live_sequences * 5 // 4 * self.data_parallel
+
+    def knobs(self, num_gpus: int) -> tuple[Knob, ...]:
+        """What may make it faster: budgets, pages, and on GPUs the share of memory and copies."""
+        found = [
+            Knob("max_step_tokens", powers(128, 8192)),
+            Knob("max_live_sequences", powers(16, 2048)),
+            Knob("page_len", (16, 32, 64)),
+        ]
+        if self.device != "cpu" and num_gpus:
+            found += [
+                Knob("kv_memory_fraction", (0.85, 0.9, 0.93, 0.95, 0.97)),
+                Knob("use_cuda_graphs", (True, False)),
+                Knob("quantization", ("auto", "none", "fp8-tensor", "fp8-token"), is_accuracy=True),
+                Knob("kv_dtype", ("auto", "fp8"), is_accuracy=True),
+            ]
+        if self.device != "cpu" and num_gpus > 1:
+            sizes = tuple(divisors(num_gpus))
+            found += [Knob("tensor_parallel", sizes), Knob("data_parallel", sizes)]
+        return tuple(found)
 
     def __post_init__(self) -> None:
         for name, choices in _CHOICES.items():

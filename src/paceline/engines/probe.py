@@ -78,7 +78,7 @@ class _Meter:
         self.replaces = False
         self.idle = threading.Event()
         self.answered = 0
-        self.tokens = 0
+        self.num_tokens = 0
         self.most_live = 0
         self.most_open = 0
         # By the ids that requests came with.
@@ -148,7 +148,7 @@ class _Meter:
                 del self._open[one.request_id]
                 self.output_lens[self._own_ids.pop(one.request_id)] = len(one.token_ids)
             self.answered += len(known)
-            self.tokens += sum(len(one.token_ids) for one in known)
+            self.num_tokens += sum(len(one.token_ids) for one in known)
             self.last_s = time.perf_counter()
             count = len(known) if self.replaces else 0
             if not self._open and not count:
@@ -195,7 +195,7 @@ class Probe:
     @property
     def tokens_per_answer(self) -> float | None:
         """Of the answers that ended; None before there is one."""
-        return self._meter.tokens / self._meter.answered if self._meter.answered else None
+        return self._meter.num_tokens / self._meter.answered if self._meter.answered else None
 
     @property
     def max_live(self) -> int:
@@ -228,6 +228,13 @@ class Probe:
             return None
         return self._meter.last_s - start_s
 
+    def keep_busy(self, *, in_flight: int, seconds: float) -> None:
+        """A closed loop of so many requests, kept in slices only."""
+        self._meter.replaces = True
+        self._meter.send_next(max(0, in_flight - len(self._meter.open_ids)))
+        self._watch(seconds)
+        self._meter.replaces = False
+
     def hold(self, *, in_flight: int, seconds: float, tokens_per_sample: float) -> ProbeResult:
         """Keep so many in flight; the speed after the ramp, a third of the time.
 
@@ -237,7 +244,7 @@ class Probe:
         meter.replaces = True
         meter.send_next(max(0, in_flight - len(meter.open_ids)))
         self._watch(seconds * _RAMP)
-        answered, tokens = meter.answered, meter.tokens
+        answered, tokens = meter.answered, meter.num_tokens
         rates: list[float] = []
         for _ in range(_NUM_SLICES):
             before = meter.mark()
@@ -251,7 +258,7 @@ class Probe:
                 f"The engine made nothing in {seconds:g} s.",
                 hint="measure for longer, or ask for less",
             )
-        answered, tokens = meter.answered - answered, meter.tokens - tokens
+        answered, tokens = meter.answered - answered, meter.num_tokens - tokens
         if answered >= max(_ENOUGH_ROUNDS * in_flight, _ENOUGH_ANSWERS):
             tokens_per_sample = tokens / answered
         return ProbeResult(

@@ -34,6 +34,7 @@ from typing import Any
 import numpy as np
 
 from paceline.engines import Completion, EngineContext, Request, Sink
+from paceline.engines.knobs import Knob, powers
 from paceline.errors import (
     CheckpointError,
     EngineError,
@@ -73,6 +74,11 @@ class ReferenceConfig:
     def in_flight(self) -> int:
         """Requests that keep the engine full: a batch, and the next one."""
         return 2 * self.batch_size
+
+    def knobs(self, num_gpus: int) -> tuple[Knob, ...]:
+        """What may make it faster: the batches."""
+        del num_gpus
+        return (Knob("batch_size", powers(1, 256)), Knob("max_padded_tokens", powers(512, 65536)))
 
     def __post_init__(self) -> None:
         if self.dtype not in _DTYPES:

@@ -142,7 +142,7 @@ def measure(
         streams.set_streaming(True)
     try:
         found = probe.hold(
-            in_flight=in_flight(config, engine),
+            in_flight=_useful(config, in_flight(config, engine)),
             seconds=seconds,
             tokens_per_sample=tokens_per_sample(config),
         )
@@ -151,6 +151,13 @@ def measure(
         if streams is not None:
             streams.set_streaming(None)
     return found
+
+
+def _useful(config: RunConfig, full: int) -> int:
+    """No more in flight than the run has samples, where its count is its length."""
+    if config.loadgen.min_duration_ms > 0:
+        return full
+    return min(full, query_len(config.loadgen, 1.0))
 
 
 def size(config: RunConfig, found: ProbeResult) -> tuple[RunConfig, str]:

@@ -115,7 +115,8 @@ class _Surveyor:
         """
         indices = self.indices(test)
         if len(indices) > self._full or self.probe.answered:
-            self.hold_few(self._full)
+            if not self._wholes:
+                self.hold_few(self._full)
             limit = self._max_live() or self._full
             guess = dataclasses.replace(self.pace(), max_live=limit)
             if guess.seconds(self.lengths(test)) > self.left_s * _WHOLE_PART:
@@ -140,7 +141,7 @@ class _Surveyor:
         if few < many and not self._has_held_few:
             self._has_held_few = True
             seconds = max(_LEAST_S, self.left_s * _FEW_PART)
-            self.probe.hold(in_flight=few, seconds=seconds, tokens_per_sample=self._mean_len())
+            self.probe.keep_busy(in_flight=few, seconds=seconds)
             self.settle()
 
     def hold(self, most: int | None) -> None:

@@ -1,0 +1,291 @@
+"""`paceline tune`: an engine's own settings, searched for speed by short trials.
+
+    search_speed(plan, ...)     the facts, as plain values; writes tuned.toml if it found more
+
+Each trial is a process of its own with a time limit, so one that runs out of memory, crashes or
+hangs is counted and the search goes on. What was tried is in `study.journal`, the confirmation in
+`pairs.json`: a search that was killed goes on from them. Precision and the like, which change the
+answers, are searched only when asked, and then the winner's accuracy run has to pass.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from paceline import config as configs
+from paceline.compare import compare_answers, open_side
+from paceline.config import RunConfig, Setting
+from paceline.engines.knobs import Knob
+from paceline.errors import EngineError, InputError
+from paceline.harness import run as run_benchmark
+from paceline.harness.trial import Job, Trial, run_trial
+from paceline.operate.confirm import judge_pairs
+from paceline.operate.tuned import tuned_recipe
+from paceline.operate.tuner import Study, Tried
+from paceline.rundir import write_atomically
+
+__all__ = ["Plan", "knobs_of", "search_speed"]
+
+Observer = Callable[[Mapping[str, Any]], None]
+
+# Of the budget, what the search may take: the rest is for the confirmation.
+_SEARCH_PART = 0.7
+_FIRST_LIMIT_S = 3600.0
+# A trial may take so many times as long as the default's, and never less than this.
+_LIMIT_TIMES, _LEAST_LIMIT_S = 3.0, 10.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """What to search, how long, and where to keep it. `settings` is the recipe's own run."""
+
+    settings: Mapping[str, Setting]
+    wheel_round: str | None
+    knobs: Sequence[Knob]
+    budget_s: float
+    trial_s: float
+    max_trials: int | None
+    num_pairs: int
+    seed: int
+    out: Path
+    recipe: str
+
+
+def knobs_of(
+    config: RunConfig,
+    *,
+    num_gpus: int,
+    choices: Mapping[str, tuple[Any, ...]],
+    with_accuracy: bool,
+) -> list[Knob]:
+    """The engine's knobs with two choices or more; `choices` replaces theirs, and searches only
+    these. Raises InputError."""
+    of_engine = getattr(config.engine_config, "knobs", None)
+    found: list[Knob] = list(of_engine(num_gpus)) if of_engine is not None else []
+    known = {knob.name: knob for knob in found}
+    if choices:
+        fields = {field.name for field in dataclasses.fields(config.engine_config)}
+        for name in choices:
+            if name not in fields:
+                raise InputError(
+                    f"--search {name}: the {config.engine} engine has no such setting.",
+                    hint=f"one of {', '.join(sorted(fields))}",
+                )
+        found = [
+            Knob(name, values, known[name].is_accuracy if name in known else False)
+            for name, values in choices.items()
+        ]
+    kept = [knob for knob in found if with_accuracy or not knob.is_accuracy]
+    kept = [knob for knob in kept if len(knob.choices) > 1]
+    if not kept:
+        raise InputError(
+            f"The {config.engine} engine has no setting of speed to search.",
+            hint="--engine native, managed, endpoint or reference; or --search NAME=A,B,C",
+        )
+    return kept
+
+
+def search_speed(plan: Plan, *, observer: Observer) -> dict[str, Any]:
+    """Search, confirm, write. Raises PacelineError when the recipe's own settings do not run."""
+    return _Search(plan, observer).execute()
+
+
+class _Search:
+    def __init__(self, plan: Plan, observer: Observer) -> None:
+        self._plan = plan
+        self._observer = observer
+        self._start_s = time.monotonic()
+        self._base = configs.resolve(plan.settings, plan.wheel_round)
+        self._default = {
+            knob.name: getattr(self._base.engine_config, knob.name) for knob in plan.knobs
+        }
+        self._study = Study(
+            plan.out / "study.journal", plan.knobs, default=self._default, seed=plan.seed
+        )
+        self._resumed = len(self._study.tried())
+
+    def execute(self) -> dict[str, Any]:
+        if self._resumed:
+            self._note(f"{self._resumed} trials were made before and are kept")
+        if self._study.num_interrupted:
+            self._note(f"{self._study.num_interrupted} trial was broken off and counts as not made")
+        self._search()
+        tried = self._study.tried()
+        best = max(tried, key=lambda one: one.tokens_per_second)
+        facts = self._facts(tried, best)
+        if dict(best.values) == self._default:
+            return facts | {"outcome": "the default is the best of what was tried"}
+        judged = self._confirm(dict(best.values))
+        facts |= {"confirmation": judged}
+        if not judged["is_better"]:
+            return facts | {"outcome": "not better than the default by more than noise"}
+        guard = self._guard(dict(best.values))
+        if guard is not None:
+            facts |= {"accuracy": guard}
+            if not guard["passed"]:
+                return facts | {"outcome": "faster, and its accuracy run does not pass"}
+        path = self._plan.out / "tuned.toml"
+        text = tuned_recipe(
+            self._plan.settings,
+            self._base.engine,
+            best.values,
+            facts | {"recipe": self._plan.recipe},
+        )
+        write_atomically(path, text)
+        return facts | {"outcome": "better", "recipe": str(path)}
+
+    def _search(self) -> None:
+        while not self._is_over() and (asked := self._study.ask()) is not None:
+            handle, values = asked
+            number = len(self._study.tried())
+            tried = self._try(number, values)
+            self._study.tell(handle, tried)
+            self._note(_line(tried))
+            if number == 0 and tried.how != "ok":
+                raise EngineError(
+                    f"The recipe's own settings do not run ({tried.how}): {tried.detail}",
+                    hint=f"see {self._folder(0) / 'log.txt'}",
+                )
+
+    def _is_over(self) -> bool:
+        made = len(self._study.tried())
+        if self._plan.max_trials is not None and made >= self._plan.max_trials:
+            return True
+        used_s = time.monotonic() - self._start_s
+        return made > self._resumed and used_s >= self._plan.budget_s * _SEARCH_PART
+
+    def _try(self, number: int, values: Mapping[str, Any]) -> Tried:
+        start_s = time.monotonic()
+        try:
+            ended = self._measure(values, self._folder(number))
+        except InputError as error:  # settings that do not go together
+            ended = Trial(how="refused", facts=None, error=error)
+        speed = ended.facts["speed"]["tokens_per_second"] if ended.facts is not None else 0.0
+        detail = "" if ended.error is None else ended.error.message.splitlines()[0]
+        return Tried(
+            number=number,
+            values=values,
+            tokens_per_second=speed,
+            how=ended.how,
+            detail=detail,
+            seconds=round(time.monotonic() - start_s, 1),
+        )
+
+    def _measure(self, values: Mapping[str, Any], folder: Path) -> Trial:
+        job = Job(
+            config=self._config(values),
+            kind="speed",
+            seconds=self._plan.trial_s,
+            limit_s=self._limit_s(),
+        )
+        return run_trial(job, folder, observer=self._observer)
+
+    def _limit_s(self) -> float:
+        tried = self._study.tried()
+        if not tried:
+            return _FIRST_LIMIT_S
+        return max(_LEAST_LIMIT_S + self._plan.trial_s, _LIMIT_TIMES * tried[0].seconds)
+
+    def _config(self, values: Mapping[str, Any]) -> RunConfig:
+        config = configs.resolve(self._settings(values), self._plan.wheel_round)
+        # Speed is what is measured: no size, no search for a rate.
+        loadgen = dataclasses.replace(config.loadgen, target_qps=1.0, probe_s=0.0)
+        return dataclasses.replace(config, loadgen=loadgen, find_qps=None)
+
+    def _settings(self, values: Mapping[str, Any]) -> dict[str, Setting]:
+        engine = self._base.engine
+        changed = {f"engine.{engine}.{name}": Setting(v, "tune") for name, v in values.items()}
+        return {**self._plan.settings, **changed}
+
+    def _confirm(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Default and best, pair by pair; pairs that were made before are kept."""
+        path = self._plan.out / "pairs.json"
+        plain = dict(values)
+        kept = json.loads(path.read_text()) if path.exists() else {}
+        pairs = [tuple(pair) for pair in kept["pairs"]] if kept.get("values") == plain else []
+        while len(pairs) < self._plan.num_pairs:
+            number = len(pairs) + 1
+            order = [self._default, values] if number % 2 else [values, self._default]
+            folder = self._plan.out / f"pair-{number}"
+            speeds = [self._speed(one, folder / str(at)) for at, one in enumerate(order)]
+            pair = (speeds[0], speeds[1]) if number % 2 else (speeds[1], speeds[0])
+            pairs.append(pair)
+            write_atomically(path, json.dumps({"values": plain, "pairs": pairs}) + "\n")
+            self._note(
+                f"pair {number} of {self._plan.num_pairs}: default {pair[0]:,.1f}, best "
+                f"{pair[1]:,.1f} tokens/s"
+            )
+        return judge_pairs([(float(first), float(second)) for first, second in pairs])
+
+    def _speed(self, values: Mapping[str, Any], folder: Path) -> float:
+        ended = self._measure(values, folder)
+        return float(ended.facts["speed"]["tokens_per_second"]) if ended.facts is not None else 0.0
+
+    def _guard(self, values: Mapping[str, Any]) -> dict[str, Any] | None:
+        """The gate of the benchmark on an accuracy run of the winner, if answers may differ."""
+        changes = [
+            knob.name
+            for knob in self._plan.knobs
+            if knob.is_accuracy and values[knob.name] != self._default[knob.name]
+        ]
+        if not changes:
+            return None
+        verdicts, folders = {}, {}
+        for name, chosen in (("default", self._default), ("best", values)):
+            settings = self._settings(chosen) | {"run.mode": Setting("accuracy", "tune")}
+            config = configs.resolve(settings, self._plan.wheel_round)
+            folders[name] = self._plan.out / f"accuracy-{name}-{int(time.time())}"
+            verdicts[name] = run_benchmark(
+                config, folders[name], settings=settings, recipe=None, observer=self._observer
+            )
+        compared = compare_answers(open_side(folders["default"]), open_side(folders["best"]))
+        return {
+            "changed": changes,
+            "passed": verdicts["best"]["accuracy"] == "PASS",
+            "verdict": verdicts["best"]["accuracy"],
+            "difference": compared["difference"],
+            "identical": compared["identical"],
+            "samples": compared["samples"],
+        }
+
+    def _facts(self, tried: Sequence[Tried], best: Tried) -> dict[str, Any]:
+        counts: dict[str, int] = {}
+        for one in tried:
+            counts[one.how] = counts.get(one.how, 0) + 1
+        return {
+            "benchmark": self._base.benchmark,
+            "engine": self._base.engine,
+            "space": {knob.name: list(knob.choices) for knob in self._plan.knobs},
+            "space_size": self._study.size,
+            "trials": [dataclasses.asdict(one) for one in tried],
+            "num_trials": len(tried),
+            "counts": counts,
+            "default": {"values": self._default, "tokens_per_second": tried[0].tokens_per_second},
+            "best": {"values": dict(best.values), "tokens_per_second": best.tokens_per_second},
+            "confirmation": None,
+            "accuracy": None,
+            "recipe": None,
+            "seconds": round(time.monotonic() - self._start_s, 1),
+        }
+
+    def _folder(self, number: int) -> Path:
+        return self._plan.out / f"trial-{number:03}"
+
+    def _note(self, text: str) -> None:
+        self._observer({"event": "note", "text": text})
+
+
+def _line(tried: Tried) -> str:
+    shown = ", ".join(f"{name} {value}" for name, value in tried.values.items())
+    said = (
+        f"{tried.tokens_per_second:,.1f} tokens/s"
+        if tried.how == "ok"
+        else f"{tried.how}: {tried.detail}"
+    )
+    return f"trial {tried.number}  {tried.seconds:6.1f} s  {shown}   {said}"

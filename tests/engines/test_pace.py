@@ -1,0 +1,71 @@
+"""An engine's pace: found again from slices, and played to the end of a query."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from paceline.engines.pace import Pace, Slice, fit, spread
+
+COSTS = st.floats(min_value=1e-4, max_value=1e-1)
+
+
+def slices_of(pace: Pace, lives: list[tuple[float, float]]) -> list[Slice]:
+    """What an engine of that pace does in a hundred steps, for each (live, prompt tokens)."""
+    return [
+        Slice(
+            seconds=100 * (pace.step_s + pace.token_s * live) + pace.prompt_token_s * prompts,
+            tokens=100 * live,
+            prompt_tokens=prompts,
+            live=live,
+        )
+        for live, prompts in lives
+    ]
+
+
+@given(step_s=COSTS, token_s=COSTS, prompt_token_s=COSTS)
+def test_costs_are_found_again(step_s: float, token_s: float, prompt_token_s: float) -> None:
+    pace = Pace(step_s=step_s, token_s=token_s, prompt_token_s=prompt_token_s, max_live=None)
+    found = fit(slices_of(pace, [(1, 500), (8, 0), (60, 900), (64, 30)]), max_live=None)
+    assert found.step_s == pytest.approx(step_s, rel=1e-3)
+    assert found.token_s == pytest.approx(token_s, rel=1e-3)
+    assert found.prompt_token_s == pytest.approx(prompt_token_s, rel=1e-3)
+
+
+def test_no_cost_is_negative_whatever_was_seen() -> None:
+    odd = [Slice(seconds=1, tokens=10, prompt_tokens=0, live=1)]
+    odd += [Slice(seconds=1, tokens=900, prompt_tokens=90, live=3)]
+    odd += [Slice(seconds=1, tokens=0, prompt_tokens=0, live=0)]
+    found = fit(odd, max_live=3)
+    assert min(found.step_s, found.token_s, found.prompt_token_s) >= 0
+
+
+def test_the_end_of_a_query_has_fewer_and_hardly_shorter_steps() -> None:
+    """Without it, a query with one long answer would be forecast four times too short."""
+    pace = Pace(step_s=1.0, token_s=0.0, prompt_token_s=0.0, max_live=2)
+    assert pace.seconds([(1, 4), (1, 4), (1, 4), (1, 20)]) == 4 + 20
+    assert pace.seconds([(1, 20), (1, 4), (1, 4), (1, 4)]) == 20
+
+
+def test_without_a_limit_all_sequences_live_at_once() -> None:
+    pace = Pace(step_s=1.0, token_s=0.5, prompt_token_s=0.25, max_live=None)
+    assert pace.seconds([(4, 3)] * 10) == 3 * (1.0 + 10 * 0.5) + 10 * 4 * 0.25
+
+
+def test_a_steady_engine_has_no_spread_and_a_noisy_one_has() -> None:
+    pace = Pace(step_s=0.01, token_s=0.001, prompt_token_s=0.0001, max_live=8)
+    lives = [(float(1 + place % 8), 10.0 * (place % 5)) for place in range(24)]
+    steady = slices_of(pace, lives)
+    noisy = [
+        Slice(
+            seconds=one.seconds * (0.9 + 0.1 * (place * 5 % 3)),
+            tokens=one.tokens,
+            prompt_tokens=one.prompt_tokens,
+            live=one.live,
+        )
+        for place, one in enumerate(steady)
+    ]
+    query = [(20, 30)] * 50
+    assert spread(steady, query, max_live=8) < 1e-6
+    assert 0.01 < spread(noisy, query, max_live=8) < 0.5

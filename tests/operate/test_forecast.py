@@ -1,0 +1,98 @@
+"""A forecast holds what the run then does: on an engine of known pace, through the real LoadGen."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import Paceline
+
+PACE = ("engine.fake.tokens_per_second=2000", "engine.fake.concurrency=4")
+BASE = (*PACE, "engine.fake.output_len=20")
+
+
+def sets(*texts: str) -> list[str]:
+    return [word for text in texts for word in ("--set", text)]
+
+
+def forecast(paceline: Paceline, *texts: str, seconds: float = 4, mode: str = "performance") -> Any:
+    outcome = paceline(
+        *("forecast", "--engine", "fake", "--mode", mode, "--seconds", seconds, "--json"),
+        *sets(*BASE, *texts),
+    )
+    assert outcome.code in (0, 1), outcome
+    return outcome.json
+
+
+def test_a_query_that_ends_in_the_time_is_measured_whole(paceline: Paceline) -> None:
+    found = forecast(paceline, mode="all")["tests"]
+    # 16 and 96 answers of 20 tokens at 2,000 tokens/s.
+    assert found["performance"]["how"].startswith("measured whole")
+    assert found["performance"]["seconds"] == pytest.approx(0.16, rel=0.2)
+    assert found["accuracy"]["how"].startswith("measured whole")
+    assert found["accuracy"]["seconds"] == pytest.approx(0.96, rel=0.1)
+
+
+def test_a_longer_query_is_forecast_and_its_run_takes_as_long(
+    paceline: Paceline, tmp_path: Path
+) -> None:
+    told = forecast(paceline, "loadgen.min_query_count=1000")
+    test = told["tests"]["performance"]
+    # LoadGen issues every loaded sample equally often: 1,008 is 63 times 16.
+    assert (test["num_samples"], test["how"]) == (1008, "modelled")
+    assert test["seconds"] == pytest.approx(10.08, rel=0.03)
+    verdict = paceline(
+        *("run", "--engine", "fake", "--mode", "performance", "--out", "run", "--json"),
+        *sets(*BASE, "loadgen.min_query_count=1000"),
+    ).json
+    assert test["seconds"] == pytest.approx(verdict["duration_s"], rel=0.05)
+    assert told["speed"]["tokens_per_second"] == pytest.approx(
+        verdict["tokens_per_second"], rel=0.05
+    )
+
+
+def test_a_run_that_would_be_too_short_is_told_so_with_the_way_out(
+    paceline: Paceline,
+) -> None:
+    texts = ("loadgen.min_duration_ms=20000", "loadgen.target_qps=50")
+    found = forecast(paceline, *texts)
+    assert found["validity"]["result"] == "INVALID"
+    assert "--set loadgen.target_qps=" in found["validity"]["change"]
+    # 100 samples/s, in samples and never in tokens.
+    assert found["sizing"]["samples_needed"] == pytest.approx(2000, rel=0.05)
+    mended = forecast(paceline, texts[0], f"loadgen.target_qps={found['sizing']['target_qps']}")
+    assert mended["validity"]["result"] == "VALID"
+
+
+def test_a_run_without_a_size_is_sized_and_then_valid(paceline: Paceline, tmp_path: Path) -> None:
+    texts = ("loadgen.min_duration_ms=6000", "run.probe_s=3")
+    found = forecast(paceline, *texts)
+    assert found["validity"]["result"] == "VALID"
+    assert "target_qps" in found["sizing"]["said"]
+    command = ("run", "--engine", "fake", "--mode", "performance", "--out", "run", "--json")
+    outcome = paceline(*command, *sets(*BASE, *texts))
+    assert outcome.json["result"] == "VALID"
+    made = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    target_qps = made["config"]["loadgen"]["target_qps"]
+    # The run's own measurement, before LoadGen starts in the process with the one engine.
+    assert target_qps == pytest.approx(100, rel=0.2)
+    assert f"target_qps = {target_qps}" in (tmp_path / "run/performance/user.conf").read_text()
+    assert found["tests"]["performance"]["num_samples"] == pytest.approx(
+        made["tests"]["performance"]["tokens"] / 20, rel=0.1
+    )
+
+
+def test_a_rate_above_what_the_engine_makes_is_refused_beforehand(paceline: Paceline) -> None:
+    base = ("forecast", "--engine", "fake", "--scenario", "Server", "--seconds", 2, "--json")
+    too_fast = paceline(*base, *sets(*BASE, "loadgen.target_qps=300"))
+    assert (too_fast.code, too_fast.json["validity"]["result"]) == (1, "INVALID")
+    fine = paceline(*base, *sets(*BASE, "loadgen.target_qps=50"))
+    assert (fine.code, fine.json["validity"]["result"]) == (0, "UNKNOWN")
+
+
+def test_an_engine_that_fails_ends_the_forecast_by_its_error(paceline: Paceline) -> None:
+    outcome = paceline("forecast", "--engine", "fake", "--set", "engine.fake.fail_after=5")
+    assert outcome.code == 3
+    assert "as told to" in outcome.err
