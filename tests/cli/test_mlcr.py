@@ -61,7 +61,8 @@ def a_run(cwd: Path, name: str, *, status: str = "COMPLETE") -> Path:
                 "--device=cuda --docker --quiet --rerun"
             ),
             (
-                "paceline run --benchmark llama2-70b-99 --scenario Offline --round v5.1 "
+                "paceline launch --container docker --image paceline --gpu cuda "
+                "--benchmark llama2-70b-99 --scenario Offline --round v5.1 "
                 "--mode performance --engine reference --set engine.reference.device=cuda "
                 "--set run.num_samples=10 --set loadgen.min_duration_ms=0 "
                 "--out mlcr/test_results/reference-llama2-70b-99/Offline-performance"
@@ -88,7 +89,8 @@ def a_run(cwd: Path, name: str, *, status: str = "COMPLETE") -> Path:
                 "--execution_mode=valid --apptainer"
             ),
             (
-                "paceline run --benchmark llama2-70b-99.9 --scenario Offline --round v6.1 "
+                "paceline launch --container apptainer --image paceline.sif "
+                "--benchmark llama2-70b-99.9 --scenario Offline --round v6.1 "
                 "--mode accuracy --engine endpoint "
                 "--set engine.endpoint.urls=http://a:8000,http://b:8000 "
                 "--out mlcr/valid_results/network-llama2-70b-99.9/Offline-accuracy"
@@ -147,6 +149,8 @@ def test_a_run_of_the_guide_becomes_one_of_ours(command: str, wanted: str, tmp_p
         ("--model=llama2-70b-99.9 --rerun=perhaps", "neither yes nor no"),
         ("--model=llama2-70b-99.9 --tp_size 2", "'2' stands alone"),
         ("--model=llama2-70b-99 --model=llama2-70b-99.9", "given twice"),
+        ("--model=llama2-70b-99 --docker --apptainer", "a run has one container"),
+        ("--model=llama2-70b-99 --docker_image=x", "does nothing without --docker"),
     ],
 )
 def test_what_cannot_be_followed_is_refused_with_the_reason(
@@ -179,8 +183,8 @@ def test_an_unknown_command_or_variation_is_refused(
 
 
 def test_every_flag_of_the_guide_that_does_nothing_is_said_to(tmp_path: Path) -> None:
-    made = become(f"{RUN} --model=llama2-70b-99.9 --docker --quiet --division=open", tmp_path)
-    for flag in ("--docker", "--quiet", "--division"):
+    made = become(f"{RUN} --model=llama2-70b-99.9 --quiet --division=open", tmp_path)
+    for flag in ("--quiet", "--division"):
         assert [note for note in made.notes if note.startswith(flag)], flag
 
 
@@ -193,7 +197,48 @@ def test_a_run_that_is_there_is_shown_resumed_or_made_again(tmp_path: Path) -> N
     a_run(tmp_path, f"{place}-10", status="INTERRUPTED")
     assert only(command, tmp_path) == f"paceline run --resume mlcr/{place}-10"
     assert f"--out mlcr/{place}-11" in only(f"{command} --rerun", tmp_path)
+    assert only(f"{command} --apptainer --device=cpu", tmp_path) == (
+        "paceline launch --container apptainer --image paceline.sif --gpu none "
+        f"--resume mlcr/{place}-10"
+    )
     assert run.exists()
+
+
+@pytest.mark.parametrize(
+    ("variations", "source"),
+    [
+        ("", "https://llama2.mlcommons-storage.org/metadata/llama-2-70b-chat-hf.uri"),
+        (",_r2-downloader,_mlc", "https://llama2.mlcommons-storage.org/metadata/"),
+        (",_hf,_pytorch", "meta-llama/Llama-2-70b-chat-hf"),
+    ],
+)
+def test_a_model_that_is_not_there_is_fetched_and_remembered(
+    variations: str, source: str, tmp_path: Path
+) -> None:
+    fetch, remember = become(
+        f"get,ml-model,llama2-70b{variations} --outdirname=m --use_service_account", tmp_path
+    ).steps
+    assert fetch.text.startswith(f"paceline model fetch {source}")
+    assert fetch.arguments[-1] == "m"
+    assert remember.arguments == ("model", f"{tmp_path.resolve()}/m")
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("get,ml-model,llama2-70b,_rclone", "_r2-downloader fetches the same files"),
+        ("get,ml-model,llama2-70b,_tiny", "there is no variation _tiny"),
+        ("get,ml-model,llama2-70b,_hf,_mlc", "several sources"),
+        ("get,ml-model,llama2-70b --hf_token=s3cret", "export HF_TOKEN"),
+    ],
+)
+def test_a_model_that_cannot_be_fetched_as_asked_is_refused(
+    command: str, words: str, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError) as caught:
+        become(command, tmp_path)
+    assert words in str(caught.value)
+    assert "s3cret" not in str(caught.value)
 
 
 def test_the_guides_submission_command_is_put_right(tmp_path: Path) -> None:

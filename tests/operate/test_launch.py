@@ -46,8 +46,9 @@ def an_errand(tmp_path: Path, *, engine: str = "replicas", name: str = "run 1") 
         recipe=DEMO,
         run_dir=tmp_path / name,
         engine=engine,
+        model_engine="native",
         benchmark="llama2-70b-99.9",
-        reads=(),
+        files={},
         is_resumed=False,
     )
 

@@ -22,6 +22,7 @@ import typer
 
 import paceline
 from paceline.cli import (
+    flags_bundle,
     flags_check,
     flags_compare,
     flags_doctor,
@@ -293,6 +294,7 @@ app.command("launch")(flags_launch.launch)
 app.command("power")(flags_power.power)
 app.command("watch")(flags_power.watch)
 app.command("tune")(flags_tune.tune)
+app.command("bundle")(flags_bundle.bundle)
 app.command("serve")(flags_serve.serve)
 app.command("preflight")(flags_endpoint.preflight)
 app.command("quantize")(flags_quantize.quantize)

@@ -156,7 +156,7 @@ def _container(
         writes=(asked.run_dir, *(() if place == "local" else (asked.job_dir,)), home),
         home=home,
         has_network=asked.needs_network,
-        is_spread=resources.nodes > 1,
+        is_spread=place != "local" and asked.is_spread,
     )
 
 

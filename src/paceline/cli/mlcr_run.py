@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
-from paceline.cli.mlcr_settings import engine_settings, loadgen_settings
+from paceline.cli.mlcr_settings import container_words, engine_settings, loadgen_settings
 from paceline.cli.mlcr_words import Translation, Words, is_yes, refuse_unknown
 from paceline.errors import InputError
 from paceline.mlperf import rules
@@ -34,8 +35,10 @@ _KNOWN = {
     "run_style": "the same as --execution_mode",
     "mode": "--mode",
     "device": "--set engine.NAME.device",
-    "docker": "nothing: no container is needed",
-    "apptainer": "nothing: no container is needed",
+    "docker": "paceline launch --container docker",
+    "docker_image": "the image; paceline is where none is given",
+    "apptainer": "paceline launch --container apptainer",
+    "apptainer_image": "the image; paceline.sif is where none is given",
     "tp_size": "--set engine.NAME.tensor_parallel",
     "pp_size": "1, or more with a managed server",
     "batch_size": "--set engine.NAME.batch_size or max_live_sequences",
@@ -55,7 +58,7 @@ _KNOWN = {
     "results_dir": "where runs lie",
 }
 _BY_ITSELF = "paceline finds it out by itself; leave it out."
-_OFFLINE = "paceline downloads nothing: see mlcr get,ml-model,llama2-70b."
+_OFFLINE = "a run downloads nothing: see mlcr get,ml-model,llama2-70b."
 _REFUSED = {
     "all_scenarios": "run each scenario by itself.",
     "beam_size": "the benchmark decodes greedily.",
@@ -112,11 +115,12 @@ def translate_run(words: Words, cwd: Path) -> Translation:
     settings = engine_settings(words, engine, implementation, made) + loadgen_settings(words, style)
     results = Path(words.flags.get("results_dir", str(ROOT)))
     place = results / f"{style}_results" / f"{implementation}-{model}" / f"{scenario}-{mode}"
-    if _is_there(place, cwd, words, made):
+    verb = container_words(words)
+    if _is_there(place, cwd, words, made, verb):
         return made
     inputs = remembered(cwd)
     checkpoint = words.flags.get("checkpoint") or inputs.get("model")
-    arguments: list[str | Path] = ["run", "--benchmark", model, "--scenario", scenario]
+    arguments: list[str | Path] = [*verb, "--benchmark", model, "--scenario", scenario]
     arguments += ["--round", round_name] if round_name else []
     arguments += ["--mode", mode, "--engine", engine]
     arguments += ["--model", checkpoint] if checkpoint and engine != "endpoint" else []
@@ -130,7 +134,6 @@ def translate_run(words: Words, cwd: Path) -> Translation:
         made.notes.append("No checkpoint is known: mlcr get,ml-model,llama2-70b --checkpoint=DIR.")
     if "data" not in inputs:
         made.notes.append("No dataset is known: mlcr get,dataset,openorca --path=FILE.")
-    _say(words, made, ("docker", "apptainer"), "paceline needs no container: it runs right here.")
     _say(words, made, ("quiet",), "paceline asks nothing in any case.")
     if "division" in words.flags:
         made.notes.append("--division: it counts when the submission is made.")
@@ -172,7 +175,7 @@ def _next(place: Path, cwd: Path, *, again: bool) -> Path:
     return place.with_name(f"{place.name}-{int(match[1]) + 1 if match else 2}")
 
 
-def _is_there(place: Path, cwd: Path, words: Words, made: Translation) -> bool:
+def _is_there(place: Path, cwd: Path, words: Words, made: Translation, verb: Sequence[str]) -> bool:
     """Whether a run of before answers this command; its step is made then."""
     newest = latest(place, cwd)
     if newest is None or is_yes(words, "rerun"):
@@ -182,7 +185,7 @@ def _is_there(place: Path, cwd: Path, words: Words, made: Translation) -> bool:
         made.paceline("show", newest)
     else:
         made.notes.append(f"{newest} did not end: it is resumed with the settings it began with.")
-        made.paceline("run", "--resume", newest)
+        made.paceline(*verb, "--resume", newest)
     return True
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from paceline.cli.mlcr_words import Translation, Words
+from paceline.cli.mlcr_words import Translation, Words, is_yes
 from paceline.errors import InputError
 
-__all__ = ["engine_settings", "loadgen_settings"]
+__all__ = ["container_words", "engine_settings", "loadgen_settings"]
 
+# What containers/Containerfile and containers/paceline.def are built as.
+_IMAGES = {"docker": "paceline", "apptainer": "paceline.sif"}
 _TEST_SAMPLES = "10"
 _PRECISIONS = {
     "float32": "float32",
@@ -19,6 +21,26 @@ _PRECISIONS = {
     "fp8": "fp8",
 }
 _PRESETS = {"vllm": "vllm", "sglang": "sglang", "trtllm": "trtllm", None: "vllm", "pytorch": "vllm"}
+
+
+def container_words(words: Words) -> list[str]:
+    """The verb: run, or launch with a container and its image. Raises InputError."""
+    flags = words.flags
+    asked = [kind for kind in _IMAGES if is_yes(words, kind)]
+    for kind in _IMAGES:
+        if f"{kind}_image" in flags and kind not in asked:
+            raise InputError(
+                f"mlcr: --{kind}_image does nothing without --{kind}.", hint=f"--{kind}"
+            )
+    if len(asked) > 1:
+        raise InputError("mlcr: --docker and --apptainer are given; a run has one container.")
+    if not asked:
+        return ["run"]
+    gpus = {None: [], "cpu": ["--gpu", "none"]}.get(
+        flags.get("device"), ["--gpu", flags.get("device", "")]
+    )
+    image = flags.get(f"{asked[0]}_image", _IMAGES[asked[0]])
+    return ["launch", "--container", asked[0], "--image", image, *gpus]
 
 
 def engine_settings(words: Words, engine: str, implementation: str, made: Translation) -> list[str]:

@@ -67,13 +67,33 @@ _PUSH = {
     "submission_dir": "the submission",
     "submitter": "--submitter; a flag of paceline's",
 }
-_MODEL = {"checkpoint": "the checkpoint's folder", "quiet": "nothing"}
+_MODEL = {
+    "checkpoint": "the checkpoint's folder",
+    "outdirname": "OUT of model fetch",
+    "quiet": "nothing",
+    "use_service_account": "model fetch uses one that the environment names",
+}
+# Where MLC's ways of fetching lead. The first is MLC's own default.
+_MLCOMMONS = "https://llama2.mlcommons-storage.org/metadata/llama-2-70b-chat-hf.uri"
+_HUB = "meta-llama/Llama-2-70b-chat-hf"
+_SOURCES = {"mlc": _MLCOMMONS, "r2-downloader": _MLCOMMONS, "hf": _HUB}
+_PLAIN_VARIATIONS = ("pytorch", "70b", "fp32")
+_NO_SOURCE = {
+    "rclone": "paceline has no rclone; _r2-downloader fetches the same files",
+    "pre-quantized": "paceline quantize makes one from the checkpoint",
+}
 _DATASET = {
     "outdirname": "--out of data build",
     "parquet": "OpenOrca's raw file; a flag of paceline's",
     "path": "a dataset that is there",
     "checkpoint": "the tokenizer's folder",
     "quiet": "nothing",
+}
+_SECRETS = {
+    "client_id": "a secret in a command ends in the shell's history; export CF_ACCESS_CLIENT_ID.",
+    "client_secret": "a secret in a command ends in the shell's history; "
+    "export CF_ACCESS_CLIENT_SECRET.",
+    "hf_token": "a token in a command ends in the shell's history; export HF_TOKEN.",
 }
 _NO_DOWNLOAD = dict.fromkeys(
     ("use_service_account", "client_id", "client_secret", "hf_token"),
@@ -223,14 +243,11 @@ def _score(words: Words, cwd: Path, path: Path) -> Translation:
 
 
 def translate_model(words: Words, cwd: Path) -> Translation:
-    """The checkpoint that later commands use. Raises InputError."""
-    refuse_unknown(words, known=_MODEL, refused=_NO_DOWNLOAD, variables={})
+    """The checkpoint that later commands use; fetched where none is given. Raises InputError."""
+    refuse_unknown(words, known=_MODEL, refused=_SECRETS, variables={})
     checkpoint = words.flags.get("checkpoint") or remembered(cwd).get("model")
     if checkpoint is None:
-        raise InputError(
-            "mlcr: paceline downloads no model: Llama-2-70b-chat has a licence to accept first.",
-            hint="get meta-llama/Llama-2-70b-chat-hf, then --checkpoint=DIR",
-        )
+        return _fetch_model(words, cwd)
     if not (cwd / checkpoint).exists():
         raise InputError(f"mlcr: there is no checkpoint {checkpoint}.")
     made = Translation(notes=_without_variations(words))
@@ -238,6 +255,27 @@ def translate_model(words: Words, cwd: Path) -> Translation:
     if data := remembered(cwd).get("data"):
         asked = ("--benchmark", "llama2-70b-99.9", "--model", checkpoint, "--data", data)
         made.paceline("explain", *asked)
+    return made
+
+
+def _fetch_model(words: Words, cwd: Path) -> Translation:
+    """`paceline model fetch`, which goes on where it was left, and checks every file."""
+    sources = {_SOURCES[name] for name in words.variations if name in _SOURCES}
+    for name in words.variations:
+        if name in _NO_SOURCE:
+            raise InputError(f"mlcr: _{name} cannot be followed: {_NO_SOURCE[name]}.")
+        if name not in _SOURCES and name not in _PLAIN_VARIATIONS:
+            known = ", ".join(f"_{one}" for one in (*_SOURCES, *_PLAIN_VARIATIONS))
+            raise InputError(f"mlcr: there is no variation _{name}.", hint=known)
+    if len(sources) > 1:
+        raise InputError("mlcr: several sources are named.", hint="_r2-downloader, or _hf")
+    source = sources.pop() if sources else _MLCOMMONS
+    out = Path(words.flags.get("outdirname", str(ROOT / "llama-2-70b-chat-hf")))
+    made = Translation(notes=list(words.notes))
+    login = "HF_TOKEN" if source == _HUB else "CF_ACCESS_CLIENT_ID and CF_ACCESS_CLIENT_SECRET"
+    made.notes.append(f"Llama-2 has a licence to accept first; the login is taken from {login}.")
+    made.paceline("model", "fetch", source, out)
+    made.add("remember", "model", (cwd / out).resolve())
     return made
 
 

@@ -113,7 +113,7 @@ class Container:
         groups = [[self.kind, "run", "--rm", "--init", "--pull", "never", *self._user()]]
         groups.append(["--network", "host" if self.has_network else "none", "--uts", "host"])
         # Ranks and servers hand each other tensors through shared memory.
-        groups.append(["--ipc", "host", "--ulimit", "memlock=-1", "--ulimit", "stack=67108864"])
+        groups.append(["--ipc", "host", *self._limits()])
         groups += [self._devices()] if self.gpus != "none" else []
         for path, may_write in self._mounts():
             mount = f"type=bind,source={path},target={path}"
@@ -130,6 +130,12 @@ class Container:
             labels = ["--security-opt", "label=disable"]
             return [*labels, "--userns", "keep-id"] if os.getuid() else labels
         return ["--user", f"{os.getuid()}:{os.getgid()}"]
+
+    def _limits(self) -> list[str]:
+        """Pinned memory without a limit, where a daemon of root's can lift it."""
+        if self.kind == "podman":
+            return ["--ulimit", "host"]
+        return ["--ulimit", "memlock=-1", "--ulimit", "stack=67108864"]
 
     def _devices(self) -> list[str]:
         if self.gpus == "cuda":

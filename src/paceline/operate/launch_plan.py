@@ -23,7 +23,15 @@ from paceline.errors import InputError
 from paceline.operate.subject import asked
 from paceline.rundir import RunDir
 
-__all__ = ["SPREADING_ENGINE", "Errand", "Resources", "errand", "errand_of", "seconds_of"]
+__all__ = [
+    "SPREADING_ENGINE",
+    "Errand",
+    "Resources",
+    "errand",
+    "errand_of",
+    "file_words",
+    "seconds_of",
+]
 
 # The engine that uses more nodes than one.
 SPREADING_ENGINE = "replicas"
@@ -48,17 +56,19 @@ _TIME = re.compile(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Errand:
-    """A run to be launched. `words` follow `paceline run`, without recipe and --out.
+    """A run to be launched. `words` follow `paceline run`, without recipe, files and --out.
 
-    `reads` are the files and folders that it reads; `notes` say which of them are not here.
+    `model_engine` is the engine that `engine` makes copies of, or itself; `files` are what the
+    run reads, by key of the config; `notes` say which of them are not here.
     """
 
     words: tuple[str, ...]
     recipe: Path | None
     run_dir: Path
     engine: str
+    model_engine: str
     benchmark: str
-    reads: tuple[Path, ...]
+    files: Mapping[str, Path]
     is_resumed: bool
     ray_address: str = ""
     notes: tuple[str, ...] = ()
@@ -67,6 +77,11 @@ class Errand:
     def is_spread(self) -> bool:
         """Whether its engine places copies over nodes."""
         return self.engine == SPREADING_ENGINE
+
+    @property
+    def reads(self) -> tuple[Path, ...]:
+        """The files and folders that it reads."""
+        return tuple(dict.fromkeys(self.files.values()))
 
     @property
     def needs_network(self) -> bool:
@@ -82,7 +97,8 @@ class Errand:
         if self.is_resumed:
             return ["run", "--resume", str(self.run_dir)]
         named = [] if recipe is None else [str(recipe)]
-        return ["run", *named, *self.words, "--out", str(self.run_dir)]
+        words = [*named, *self.words, *file_words(self.files)]
+        return ["run", *words, "--out", str(self.run_dir)]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -132,6 +148,15 @@ class Resources:
         return int(self.gpus_per_node.rpartition(":")[2]) if self.gpus_per_node else 0
 
 
+def file_words(files: Mapping[str, Path]) -> list[str]:
+    """The flags that name files."""
+    found: list[str] = []
+    for key, path in files.items():
+        flag = _FILES[key]
+        found += [flag, f"{key}={path}" if flag == "--set" else str(path)]
+    return found
+
+
 def seconds_of(time: str) -> int:
     """A time as Slurm writes it, in seconds. Raises InputError."""
     match = _TIME.fullmatch(time)
@@ -170,17 +195,17 @@ def errand(
         for word in (flag, str(flags[key]))
     ]
     words += [flag for key, flag in _SWITCHES.items() if flags.get(key)]
-    reads: list[Path] = []
+    files: dict[str, Path] = {}
     for key, flag in _FILES.items():
         value = str(settings[key].value)
-        if value == AUTO or value.startswith(RANDOM_WEIGHTS):
-            words += [flag, value] if settings[key].origin == "flag" else []
-            continue
-        path = Path(value).expanduser().resolve()
-        reads.append(path)
-        words += [flag, str(path)] if flag != "--set" else [flag, f"{key}={path}"]
+        if value != AUTO and not value.startswith(RANDOM_WEIGHTS):
+            files[key] = Path(value).expanduser().resolve()
+        elif settings[key].origin == "flag":
+            words += [flag, value]
+        elif settings[key].origin == "--set":
+            words += ["--set", f"{key}={value}"]
     kept = [text for text in overrides if text.partition("=")[0].strip() not in _FILES]
-    words += [word for text in (*kept, *_random_model(overrides)) for word in ("--set", text)]
+    words += [word for text in kept for word in ("--set", text)]
     run_dir = (out if out is not None else _new_name(config)).expanduser().resolve()
     RunDir.require_free(run_dir)
     return Errand(
@@ -188,11 +213,12 @@ def errand(
         recipe=None if recipe is None else recipe.resolve(),
         run_dir=run_dir,
         engine=config.engine,
+        model_engine=str(getattr(config.engine_config, "engine", config.engine)),
         benchmark=config.benchmark,
-        reads=tuple(reads),
+        files=files,
         is_resumed=False,
         ray_address=str(getattr(config.engine_config, "address", "")),
-        notes=_missing(reads),
+        notes=_missing(list(files.values())),
     )
 
 
@@ -200,32 +226,26 @@ def errand_of(run_dir: Path) -> Errand:
     """The rest of a run that did not end. Raises RunDirError."""
     directory = RunDir.open(run_dir.expanduser().resolve())
     config = RunConfig.from_json(directory.read_manifest()["config"])
-    files = (config.model_path, config.data_path, config.tokenizer_path)
-    reads = [
-        path for path in files if path is not None and not str(path).startswith(RANDOM_WEIGHTS)
-    ]
+    named = dict(
+        zip(_FILES, (config.model_path, config.data_path, config.tokenizer_path), strict=True)
+    )
+    files = {
+        key: path
+        for key, path in named.items()
+        if path is not None and not str(path).startswith(RANDOM_WEIGHTS)
+    }
     return Errand(
         words=(),
         recipe=None,
         run_dir=directory.path,
         engine=config.engine,
+        model_engine=str(getattr(config.engine_config, "engine", config.engine)),
         benchmark=config.benchmark,
-        reads=tuple(dict.fromkeys(reads)),
+        files=files,
         is_resumed=True,
         ray_address=str(getattr(config.engine_config, "address", "")),
-        notes=_missing(reads),
+        notes=_missing(list(files.values())),
     )
-
-
-def _random_model(overrides: Sequence[str]) -> list[str]:
-    """Overrides of files that name no file: they stay as they are."""
-    found = [text.partition("=") for text in overrides]
-    return [
-        f"{name.strip()}={value.strip()}"
-        for name, _, value in found
-        if name.strip() in _FILES
-        and (value.strip() == AUTO or value.strip(" '\"").startswith(RANDOM_WEIGHTS))
-    ]
 
 
 def _new_name(config: RunConfig) -> Path:

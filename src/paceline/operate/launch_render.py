@@ -24,6 +24,8 @@ from paceline.operate.launch_plan import SPREADING_ENGINE, Errand, Resources, se
 __all__ = ["SCHEDULERS", "Job", "render", "shell_words"]
 
 SCHEDULERS = ("slurm", "pbs")
+# Ray's word for "as RAY_ADDRESS says".
+_JOBS_RAY = "auto"
 # Ray's own default is 6379; each job takes another, so that two on one node do not meet.
 _RAY_PORT = "$((20000 + 10#${JOB//[^0-9]/} % 20000))"
 _RAY_TRIES = 90
@@ -49,10 +51,10 @@ class Job:
                 f"--nodes {nodes} would leave all but one idle: the engine '{engine}' runs on one.",
                 hint=f"--engine {SPREADING_ENGINE} (see docs/cluster.md), or --nodes 1",
             )
-        if nodes > 1 and self.errand.ray_address:
+        if self.errand.ray_address not in ("", _JOBS_RAY):
             raise InputError(
                 f"The recipe's Ray at {self.errand.ray_address} is another than the job's own.",
-                hint="leave out engine.replicas.address; a job says where its Ray is",
+                hint=f'engine.replicas.address = "{_JOBS_RAY}": a job says where its Ray is',
             )
         if self.scheduler == "pbs":
             _refuse_for_pbs(self.resources)
@@ -66,8 +68,8 @@ class Job:
 
     @property
     def is_spread(self) -> bool:
-        """Whether the job starts Ray: on one node the engine starts its own."""
-        return self.resources.nodes > 1
+        """Whether the job starts Ray: on one node the engine can start its own."""
+        return self.resources.nodes > 1 or self.errand.ray_address == _JOBS_RAY
 
     @property
     def script(self) -> Path:

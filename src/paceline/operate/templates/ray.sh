@@ -60,3 +60,6 @@ for ((tries = 0; $(ray_nodes) < ${#NODES[@]}; tries++)); do
     sleep 2
 done
 say "Ray is up on ${#NODES[@]} nodes"
+at "$HEAD"
+"${AT[@]}" @@{in_container}"${PACELINE[@]}" system --ray auto --out "$JOB_DIR/system.json" \
+    >"$JOB_DIR/system.txt" 2>&1 || say "the hosts, and what is open of them: $JOB_DIR/system.txt"
