@@ -13,9 +13,9 @@ token the moment it exists.
 Every submitted request is answered exactly once, by `done`, `done_all` or `failed`, from any
 thread. An engine that cannot go on raises EngineError from `drain`.
 
-Three things an engine may do besides: hand every token to a StreamSink as it exists, forget
-requests that nobody waits for (CancellingEngine), and change whether a server is asked to stream
-(StreamingEngine).
+Four things an engine may do besides: hand every token to a StreamSink as it exists, forget
+requests that nobody waits for (CancellingEngine), change whether a server is asked to stream
+(StreamingEngine), and say how many requests wait for room (QueueingEngine).
 
 The class of each engine and of its settings are named in ENGINES as dotted paths, so that naming
 an engine costs no import of torch, ray or aiohttp.
@@ -43,6 +43,7 @@ __all__ = [
     "Engine",
     "EngineContext",
     "NetworkEngine",
+    "QueueingEngine",
     "Request",
     "Sink",
     "StreamSink",
@@ -133,6 +134,13 @@ class CancellingEngine(Protocol):
 
 
 @runtime_checkable
+class QueueingEngine(Protocol):
+    """An engine that knows how many of its requests it has not begun for want of room."""
+
+    def num_waiting(self) -> int: ...
+
+
+@runtime_checkable
 class StreamingEngine(Protocol):
     """An engine that is told whether tokens are to be seen as they are made."""
 
@@ -194,6 +202,7 @@ ENGINES: dict[str, tuple[str, str, str]] = {
     "managed": ("paceline.engines.managed", "ManagedEngine", "ManagedConfig"),
     "native": ("paceline.engines.native", "NativeEngine", "NativeConfig"),
     "reference": ("paceline.engines.reference", "ReferenceEngine", "ReferenceConfig"),
+    "replicas": ("paceline.engines.replicas", "ReplicasEngine", "ReplicasConfig"),
 }
 
 # Engines whose model runs on other hosts: what a run of the network division may use. Such an
