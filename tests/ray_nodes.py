@@ -77,3 +77,108 @@ def ray_head(folder: Path, *, num_cpus: int) -> Iterator[str]:
         yield f"127.0.0.1:{port}"
     finally:
         end_node(node)
+
+
+class Host:
+    """A host: a network namespace with an address, a name, and a folder for its Ray."""
+
+    def __init__(self, folder: Path, name: str, address: str) -> None:
+        self.name = name
+        self.address = address
+        self.folder = folder / name
+        self.folder.mkdir()
+        self.log = folder / f"{name}.log"
+        self.node: subprocess.Popen[bytes]
+
+    @property
+    def label(self) -> str:
+        return f"{self.name} ({self.address})"
+
+    def command(self, *command: str) -> list[str]:
+        """The words that run a command on this host."""
+        setup = f'hostname {self.name}; mount --bind {self.folder} /tmp/ray; exec "$@"'
+        return [
+            "ip",
+            "netns",
+            "exec",
+            self.name,
+            "unshare",
+            "--uts",
+            "sh",
+            "-c",
+            setup,
+            "sh",
+            *command,
+        ]
+
+    def start_ray(self, head: Host, *, num_cpus: int) -> None:
+        """Start its Ray; the first one has to be the head's."""
+        port = 6379
+        arguments = [f"--node-ip-address={self.address}"]
+        if self is head:
+            arguments += ["--head", f"--port={port}", "--include-dashboard=false"]
+        else:
+            arguments.append(f"--address={head.address}:{port}")
+        self.log.write_bytes(b"")
+        self.node = start_node(self.log, arguments, prefix=self.command(), num_cpus=num_cpus)
+        if self is head:
+            await_text(self.log, "Ray runtime started", self.node)
+
+    def end_ray(self) -> None:
+        """Kill all that runs on this host but the shells that tests started from outside."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.node.pid, signal.SIGKILL)
+        self.node.wait()
+        listed = subprocess.run(
+            ["ip", "netns", "pids", self.name], capture_output=True, text=True, check=True
+        )
+        for pid in listed.stdout.split():
+            with suppress(ProcessLookupError):
+                os.kill(int(pid), signal.SIGKILL)
+
+    def replica_pids(self) -> list[int]:
+        """Its processes of replicas."""
+        listed = subprocess.run(
+            ["ip", "netns", "pids", self.name], capture_output=True, text=True, check=True
+        )
+        return [
+            int(pid)
+            for pid in listed.stdout.split()
+            if "ReplicaHost" in Path(f"/proc/{pid}/cmdline").read_text(errors="replace")
+        ]
+
+    def cut_off(self) -> None:
+        """Take its link down; its processes live on."""
+        _ip("-n", self.name, "link", "set", "eth0", "down")
+
+
+def _ip(*words: str) -> None:
+    subprocess.run(["ip", *words], check=True, capture_output=True)
+
+
+@contextmanager
+def hosts_on_a_bridge(folder: Path, count: int) -> Iterator[list[Host]]:
+    """So many hosts that see each other and nothing else. Needs root."""
+    Path("/tmp/ray").mkdir(exist_ok=True)
+    tag = f"pl{os.getpid() % 100000}"
+    hub = f"{tag}hub"
+    names = [f"{tag}n{place}" for place in range(count)]
+    try:
+        _ip("netns", "add", hub)
+        _ip("-n", hub, "link", "add", "bridge", "type", "bridge")
+        _ip("-n", hub, "link", "set", "bridge", "up")
+        hosts = []
+        for place, name in enumerate(names):
+            host = Host(folder, name, f"10.77.0.{place + 1}")
+            _ip("netns", "add", name)
+            _ip("link", "add", "eth0", "netns", name, "type", "veth", "peer", "name",
+                f"port{place}", "netns", hub)  # fmt: skip
+            _ip("-n", hub, "link", "set", f"port{place}", "master", "bridge", "up")
+            _ip("-n", name, "addr", "add", f"{host.address}/24", "dev", "eth0")
+            _ip("-n", name, "link", "set", "eth0", "up")
+            _ip("-n", name, "link", "set", "lo", "up")
+            hosts.append(host)
+        yield hosts
+    finally:
+        for name in (*names, hub):
+            subprocess.run(["ip", "netns", "delete", name], check=False, capture_output=True)

@@ -211,7 +211,8 @@ class Crew:
         for seat in vacant:
             node = by_id.get(seat.node.node_id)
             if seat.state == "starting":
-                if node is None:
+                if node is None:  # not a fault of the replica's: it may start as often as before
+                    seat.restarts -= 1
                     self.lose(seat, "its node is gone")
                 continue
             if now_s < seat.due_s:
