@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 from typing import Any
 
 from paceline.cli.screen import Bar
@@ -18,5 +20,7 @@ def bench_cluster(*, options: dict[str, Any], as_json: bool) -> None:
         def report(what: str, fraction: float | None) -> None:
             bar.stage(what if fraction is None else f"{what} {fraction:.0%}")
 
-        facts = measure(Bench(**options, report=report))
+        # Ray prints its warnings on standard output, which is the figures' here.
+        with contextlib.redirect_stdout(sys.stderr):
+            facts = measure(Bench(**options, report=report))
     print_facts(facts, as_json=as_json)

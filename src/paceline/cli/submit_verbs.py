@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -39,7 +41,8 @@ def describe_system(
                 "--ray describes the cluster's nodes, and files are given too.",
                 hint="--out FILE first, then --merge FILE OTHER.json",
             )
-        description = describe_cluster(options["ray"], network=options["network"])
+        with contextlib.redirect_stdout(sys.stderr):  # where Ray prints, JSON is to stand
+            description = describe_cluster(options["ray"], network=options["network"])
     elif paths:
         description = system.merge([system.read(path) for path in paths])
     else:
