@@ -8,12 +8,15 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 _STORE_BYTES = 80_000_000
 _READY_WITHIN_S = 90.0
+_STARTED = "Ray runtime started"
+_TRIES = 3
 ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DEDUP_LOGS": "0", "RAY_AUTH_MODE": "disabled"}
 
 
@@ -47,6 +50,21 @@ def end_node(node: subprocess.Popen[bytes]) -> None:
         node.wait()
 
 
+def start_and_await(start: Callable[[], subprocess.Popen[bytes]], log: Path) -> Any:
+    """Ray gives a node half a minute to come up, and a busy machine takes longer at times."""
+    for _ in range(_TRIES - 1):
+        node = start()
+        try:
+            await_text(log, _STARTED, node)
+        except AssertionError:
+            end_node(node)
+        else:
+            return node
+    node = start()
+    await_text(log, _STARTED, node)
+    return node
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -71,9 +89,8 @@ def ray_head(folder: Path, *, num_cpus: int) -> Iterator[str]:
     log = folder / "head.log"
     arguments = ["--head", f"--port={port}", "--include-dashboard=false"]
     arguments.append("--node-ip-address=127.0.0.1")
-    node = start_node(log, arguments, num_cpus=num_cpus)
+    node = start_and_await(lambda: start_node(log, arguments, num_cpus=num_cpus), log)
     try:
-        await_text(log, "Ray runtime started", node)
         yield f"127.0.0.1:{port}"
     finally:
         end_node(node)
@@ -119,10 +136,10 @@ class Host:
             arguments += ["--head", f"--port={port}", "--include-dashboard=false"]
         else:
             arguments.append(f"--address={head.address}:{port}")
-        self.log.write_bytes(b"")
-        self.node = start_node(self.log, arguments, prefix=self.command(), num_cpus=num_cpus)
-        if self is head:
-            await_text(self.log, "Ray runtime started", self.node)
+        prefix = self.command()
+        self.node = start_and_await(
+            lambda: start_node(self.log, arguments, prefix=prefix, num_cpus=num_cpus), self.log
+        )
 
     def end_ray(self) -> None:
         """Kill all that runs on this host but the shells that tests started from outside."""

@@ -164,6 +164,21 @@ def test_a_replica_whose_memory_is_full_is_dealt_only_its_reserve() -> None:
     assert len(pool.deal(1.0)[member]) == 2
 
 
+def test_a_replica_whose_answers_come_in_bursts_holds_enough_for_the_next_one() -> None:
+    """A loaded host gives its answers rarely and many at a time; it must not run dry between."""
+    pool = offline()
+    member = Member("r", capacity=2, reserve=1)
+    pool.join(member)
+    pool.add(requests_of(2000), SINK)
+    for message in range(20):
+        held = list(member.held)
+        pool.heard(member, 0, len(held))
+        for number in held:
+            pool.answer(member, number, 16, now_s=float(message))
+        pool.deal(float(message))
+    assert len(member.held) > 6
+
+
 def test_long_prompts_go_first_when_only_the_end_counts() -> None:
     pool = offline()
     member = Member("r", capacity=1, reserve=0)

@@ -148,8 +148,10 @@ class Cluster:
         with contextlib.suppress(self._ray.exceptions.RayError, ValueError):
             remove_placement_group(process.group)
 
-    def on_every_node(self, function: Callable[[], Any]) -> list[tuple[Node, Any]]:
-        """Call a function once on each node. Raises EngineError when one does not answer."""
+    def on_every_node(
+        self, function: Callable[..., Any], *arguments: Any
+    ) -> list[tuple[Node, Any]]:
+        """Call a module's function once on each node. Raises EngineError when one does not answer."""
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         nodes = self.nodes()
@@ -160,7 +162,7 @@ class Cluster:
                 max_retries=0,
                 scheduling_strategy=NodeAffinitySchedulingStrategy(node.node_id, soft=False),
             )
-            .remote()
+            .remote(*arguments)
             for node in nodes
         ]
         results = []

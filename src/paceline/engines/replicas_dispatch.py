@@ -64,7 +64,8 @@ class Member:
     """A replica as the pool sees it. `held` maps a sample's number to (given, due) in seconds.
 
     `waiting` is how many of them it has not begun for want of room; `capacity` how many it can
-    work on at once as far as is known. Latency and load are smoothed over its answers.
+    work on at once as far as is known. Latency and load are smoothed over its answers, and
+    `per_message` is how many of them come in one message.
     """
 
     name: str
@@ -75,6 +76,7 @@ class Member:
     waiting: int = 0
     latency_s: float = 0.0
     load: float = 0.0
+    per_message: float = 0.0
     answered: int = 0
     tokens: int = 0
     is_lost: bool = False
@@ -170,9 +172,11 @@ class Pool:
         self.counts["moved"] += len(moved)
         return moved, given_up
 
-    def heard(self, member: Member, waiting: int) -> None:
-        """A replica said how many of its samples it has not begun."""
+    def heard(self, member: Member, waiting: int, num_answers: int = 0) -> None:
+        """A replica has so many answers, and has not begun so many of its samples."""
         member.waiting = waiting
+        if num_answers:
+            member.per_message += _SMOOTHING * (num_answers - member.per_message)
         self._hungry[member] = None
 
     def open_work(self, member: Member, number: int) -> Work | None:
@@ -256,7 +260,9 @@ class Pool:
 
     def _room(self, member: Member) -> int:
         """How many more samples a replica may have."""
-        reserve = max(member.reserve, math.ceil(member.rate * self._policy.lag_s))
+        # What two messages bring: one is on its way while the next is made.
+        lasting = max(2 * member.per_message, member.rate * self._policy.lag_s)
+        reserve = max(member.reserve, math.ceil(lasting))
         room = member.capacity + reserve - len(member.held)
         if member.waiting:
             room = min(room, reserve - member.waiting)

@@ -13,6 +13,7 @@ import logging
 import queue
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -177,8 +178,9 @@ class Head:
         now_s = time.monotonic()
         seat.is_asked = False
         num_tokens = seat.hear(result, now_s)
-        for member, state in zip(seat.members, result.states, strict=True):
-            self.pool.heard(member, state.waiting)
+        num_answers = Counter(result.places.tolist())
+        for place, (member, state) in enumerate(zip(seat.members, result.states, strict=True)):
+            self.pool.heard(member, state.waiting, num_answers[place])
         if num_tokens > 0:
             self._report_progress(num_tokens)
         for place, number, token_id in result.firsts():

@@ -7,7 +7,6 @@ merged by hand.
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections import Counter
 from typing import Any
 
@@ -25,7 +24,7 @@ def describe_cluster(address: str, *, network: bool = False) -> Description:
     """
     cluster = Cluster(address, environment={})
     try:
-        found = cluster.on_every_node(functools.partial(_describe_here, network))
+        found = cluster.on_every_node(_describe_here, network)
     finally:
         cluster.close()
     names = Counter(node.host for node, _ in found)
