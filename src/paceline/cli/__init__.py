@@ -24,6 +24,7 @@ import paceline
 from paceline.cli import (
     flags_bundle,
     flags_check,
+    flags_cluster,
     flags_compare,
     flags_doctor,
     flags_endpoint,
@@ -300,6 +301,7 @@ app.command("preflight")(flags_endpoint.preflight)
 app.command("quantize")(flags_quantize.quantize)
 app.command("compare")(flags_compare.compare)
 bench_app.command("check")(flags_check.bench_check)
+bench_app.command("cluster")(flags_cluster.bench_cluster)
 bench_app.command("engine")(flags_engine.bench_engine)
 bench_app.command("products")(flags_engine.bench_products)
 bench_app.command("endpoint")(flags_endpoint.bench_endpoint)

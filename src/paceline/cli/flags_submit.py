@@ -38,6 +38,12 @@ def system(
     network: Annotated[
         bool, typer.Option("--network", help="With the fields of the network division.")
     ] = False,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS", help="Describe every node of a Ray cluster: HOST:PORT, or auto."
+        ),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Describe this host as a submission wants it; every field says where it is from."""
@@ -46,6 +52,7 @@ def system(
         "overrides": overrides or [],
         "network": network,
         "merge": merge,
+        "ray": ray,
     }
     _verbs().describe_system(descriptions or [], options=options, out=out, as_json=as_json)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from paceline.rundir import write_atomically
 from paceline.submission import system
 from paceline.submission.check import check_tree
 from paceline.submission.submit import Order, package, prepare, write_tree
+from paceline.submission.system_cluster import describe_cluster
 from paceline.submission.system_host import this_host
 
 __all__ = ["describe_system", "submit"]
@@ -32,7 +35,15 @@ def describe_system(
         raise InputError(
             f"{len(paths)} descriptions are given.", hint="--merge joins them into one system"
         )
-    if paths:
+    if options["ray"] is not None:
+        if paths:
+            raise InputError(
+                "--ray describes the cluster's nodes, and files are given too.",
+                hint="--out FILE first, then --merge FILE OTHER.json",
+            )
+        with contextlib.redirect_stdout(sys.stderr):  # where Ray prints, JSON is to stand
+            description = describe_cluster(options["ray"], network=options["network"])
+    elif paths:
         description = system.merge([system.read(path) for path in paths])
     else:
         description = system.describe(this_host(), network=options["network"])

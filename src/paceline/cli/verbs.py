@@ -102,10 +102,11 @@ def explain(
     resolved = config.resolve(settings, loadgen.wheel().round)
     effective = config.effective_values(resolved)
     keys = config.known_keys()
+    shown = {resolved.engine, resolved.model_engine}
     rows = []
     for name, setting in settings.items():
         of_an_engine = name.startswith("engine.") and name != "engine.name"
-        if of_an_engine and not name.startswith(f"engine.{resolved.engine}."):
+        if of_an_engine and name.split(".")[1] not in shown:
             continue
         value = effective.get(name, setting.value)
         rows.append(

@@ -20,7 +20,7 @@ from paceline.config.scenario import (
     resolve_loadgen,
     resolve_network,
 )
-from paceline.config.settings import AUTO, MODES, Setting
+from paceline.config.settings import AUTO, MODES, Setting, engine_names
 from paceline.engines import config_class
 from paceline.errors import InputError, MissingExtraError, RecipeError
 from paceline.mlperf import rules
@@ -66,6 +66,11 @@ class RunConfig:
     power: PowerSettings
     shortfalls: tuple[str, ...]
 
+    @property
+    def model_engine(self) -> str:
+        """The engine that runs the model: the copied one where copies are run."""
+        return str(getattr(self.engine_config, "engine", self.engine))
+
     def as_json(self) -> dict[str, Any]:
         """Plain values for the manifest, from which `from_json` makes the same config."""
         return {field.name: _plain(getattr(self, field.name)) for field in dataclasses.fields(self)}
@@ -103,10 +108,11 @@ def resolve(settings: Mapping[str, Setting], wheel_round: str | None) -> RunConf
     benchmark = rules.benchmark(value["run.benchmark"])
     engine = value["engine.name"]
     engine_config = engine_settings(engine, value)
+    model_engine = engine_names(value)[-1]
     _check_choices(value, benchmark)
     _refuse_idle_search(settings)
     round_name = _resolve_round(value["run.round"], wheel_round, benchmark)
-    model = resolve_model(value["model.path"], engine, benchmark)
+    model = resolve_model(value["model.path"], model_engine, benchmark)
     num_samples = benchmark.num_samples
     if value["run.num_samples"] != AUTO:
         num_samples = value["run.num_samples"]
@@ -117,7 +123,7 @@ def resolve(settings: Mapping[str, Setting], wheel_round: str | None) -> RunConf
                 hint=f"a number from 1 to {benchmark.num_samples}",
             )
     loadgen = resolve_loadgen(value, benchmark, num_samples)
-    tokenizer = _resolve_tokenizer(value["data.tokenizer"], engine, benchmark, model=model)
+    tokenizer = _resolve_tokenizer(value["data.tokenizer"], model_engine, benchmark, model=model)
     return RunConfig(
         benchmark=benchmark.name,
         scenario=value["run.scenario"],
@@ -136,7 +142,7 @@ def resolve(settings: Mapping[str, Setting], wheel_round: str | None) -> RunConf
         find_qps=resolve_find_qps(value, benchmark),
         power=resolve_power(value),
         shortfalls=_shortfalls(
-            benchmark, round_name, num_samples, loadgen=loadgen, engine=engine, model=model
+            benchmark, round_name, num_samples, loadgen=loadgen, engine=model_engine, model=model
         ),
     )
 
@@ -176,6 +182,8 @@ def engine_settings(engine: str, value: Mapping[str, Any]) -> Any:
     """The engine's own config, of the keys that belong to it. Raises InputError."""
     prefix = f"engine.{engine}."
     own = {name.removeprefix(prefix): v for name, v in value.items() if name.startswith(prefix)}
+    for copied in engine_names({**value, "engine.name": engine})[1:]:
+        own["inner"] = engine_settings(copied, value)
     return config_class(engine)(**own)
 
 

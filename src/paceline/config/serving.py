@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from paceline.config.resolve import engine_settings, resolve_model
-from paceline.config.settings import AUTO, Setting
+from paceline.config.settings import AUTO, Setting, engine_names
 from paceline.mlperf import rules
 
 __all__ = ["EngineChoice", "resolve_engine"]
@@ -30,7 +30,7 @@ def resolve_engine(settings: Mapping[str, Setting]) -> EngineChoice:
     value = {name: setting.value for name, setting in settings.items()}
     benchmark = rules.benchmark(value["run.benchmark"])
     engine = value["engine.name"]
-    model = resolve_model(value["model.path"], engine, benchmark)
+    model = resolve_model(value["model.path"], engine_names(value)[-1], benchmark)
     tokenizer = value["data.tokenizer"]
     return EngineChoice(
         benchmark=benchmark,

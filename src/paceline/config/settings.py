@@ -24,7 +24,7 @@ from paceline.engines import ENGINES, config_class
 from paceline.errors import RecipeError
 from paceline.power import NONE
 
-__all__ = ["AUTO", "MODES", "Key", "Setting", "known_keys", "read_settings"]
+__all__ = ["AUTO", "MODES", "Key", "Setting", "engine_names", "known_keys", "read_settings"]
 
 MODES = ("performance", "accuracy", "compliance", "all", "submission")
 AUTO = "auto"
@@ -108,6 +108,8 @@ def known_keys() -> dict[str, Key]:
         cls = config_class(engine)
         docs = _field_docs(cls)
         for field in dataclasses.fields(cls):
+            if not field.metadata.get("is_key", True):
+                continue
             kind = type(field.default)
             keys[f"engine.{engine}.{field.name}"] = Key(kind, field.default, docs[field.name])
     return keys
@@ -149,8 +151,16 @@ def read_settings(
     for name, value in (flags or {}).items():
         if value is not None:
             settings[name] = Setting(_checked(name, value, keys, where="flag"), "flag")
-    _refuse_unused(explicit, str(settings["engine.name"].value))
+    names = engine_names({name: setting.value for name, setting in settings.items()})
+    _refuse_unused(explicit, names)
     return settings
+
+
+def engine_names(values: Mapping[str, Any]) -> tuple[str, ...]:
+    """The engine of a run, and the one that it runs copies of, if it does that."""
+    name = str(values["engine.name"])
+    copied = values.get(f"engine.{name}.engine")
+    return (name,) if copied is None else (name, str(copied))
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
@@ -218,11 +228,11 @@ def _as_list(value: Any) -> Any:
     return value
 
 
-def _refuse_unused(explicit: Sequence[tuple[str, str]], engine: str) -> None:
+def _refuse_unused(explicit: Sequence[tuple[str, str]], used: Sequence[str]) -> None:
     for name, shown in explicit:
         parts = name.split(".")
-        if parts[0] == "engine" and len(parts) == 3 and parts[1] != engine:
+        if parts[0] == "engine" and len(parts) == 3 and parts[1] not in used:
             raise RecipeError(
-                f"{shown} would do nothing: the engine of this run is '{engine}'.",
+                f"{shown} would do nothing: the engine of this run is '{' of '.join(used)}'.",
                 hint=f"--engine {parts[1]}, or leave it out",
             )

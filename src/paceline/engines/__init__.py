@@ -46,6 +46,7 @@ __all__ = [
     "NetworkEngine",
     "ObservableEngine",
     "Part",
+    "QueueingEngine",
     "Request",
     "Sink",
     "StreamSink",
@@ -133,6 +134,13 @@ class CancellingEngine(Protocol):
 
     def cancel(self, request_ids: Sequence[int]) -> None:
         """Nothing more is said of these; their room is given to others. Unknown ids are none."""
+
+
+@runtime_checkable
+class QueueingEngine(Protocol):
+    """An engine that knows how many of its requests it has not begun for want of room."""
+
+    def num_waiting(self) -> int: ...
 
 
 @runtime_checkable
@@ -249,6 +257,7 @@ ENGINES: dict[str, tuple[str, str, str]] = {
     "managed": ("paceline.engines.managed", "ManagedEngine", "ManagedConfig"),
     "native": ("paceline.engines.native", "NativeEngine", "NativeConfig"),
     "reference": ("paceline.engines.reference", "ReferenceEngine", "ReferenceConfig"),
+    "replicas": ("paceline.engines.replicas", "ReplicasEngine", "ReplicasConfig"),
 }
 
 # Engines whose model runs on other hosts: what a run of the network division may use. Such an

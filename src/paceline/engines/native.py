@@ -109,6 +109,10 @@ class NativeEngine:
                 cancelled |= gone
             self._changed.notify_all()
 
+    def num_waiting(self) -> int:
+        """Requests that no copy has begun."""
+        return len(self._pile) + sum(int(engine.waiting) for engine in self._copies)
+
     def drain(self) -> None:
         with self._changed:
             self._changed.wait_for(lambda: not self._sinks)

@@ -74,8 +74,12 @@ def asked(
         for name, value in values.items()
         if not (name == "model.path" and str(value).startswith(RANDOM_WEIGHTS))
     }
+    config = resolve({**settings, **stand_ins}, wheel_round)
+    if config.model_engine != config.engine:  # a node is looked at for what is copied there
+        inner = config.engine_config.inner
+        config = dataclasses.replace(config, engine=config.model_engine, engine_config=inner)
     return Asked(
-        config=resolve({**settings, **stand_ins}, wheel_round),
+        config=config,
         model=str(values["model.path"]),
         data=str(values["data.path"]),
         tokenizer=str(values["data.tokenizer"]),

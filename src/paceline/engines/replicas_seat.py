@@ -1,0 +1,144 @@
+"""A seat: the place of one process of replicas, whoever sits in it, and what has happened to it."""
+
+from __future__ import annotations
+
+import datetime
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from paceline.engines import Request
+from paceline.engines.replicas_dispatch import Member, Work
+from paceline.engines.replicas_plan import Node
+from paceline.engines.replicas_wire import News
+
+__all__ = ["Event", "Seat"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Event:
+    """Something that happened to a seat, for the manifest."""
+
+    at: str
+    elapsed_s: float
+    what: str
+    replicas: tuple[str, ...]
+    host: str
+    reason: str
+    moved: int = 0
+
+    @classmethod
+    def of(cls, seat: Seat, what: str, *, reason: str, moved: int, began_s: float) -> Event:
+        """What happened to a seat now."""
+        at = datetime.datetime.fromtimestamp(time.time(), datetime.UTC)
+        return cls(
+            at=at.isoformat(timespec="milliseconds"),
+            elapsed_s=round(time.monotonic() - began_s, 3),
+            what=what,
+            replicas=seat.names,
+            host=seat.node.label,
+            reason=reason,
+            moved=moved,
+        )
+
+
+@dataclass(eq=False, slots=True)
+class Seat:
+    """One process at a time. `generation` tells the present one from those that were lost.
+
+    `state` is starting, ready, away (to be started again at `due_s`) or given up.
+    """
+
+    index: int
+    names: tuple[str, ...]
+    node: Node
+    state: str = "away"
+    generation: int = 0
+    process: Any = None
+    members: list[Member] = field(default_factory=list)
+    restarts: int = 0
+    due_s: float = 0.0
+    is_asked: bool = False
+    heard_s: float = 0.0
+    made: list[int] = field(default_factory=list)
+    progress_s: list[float] = field(default_factory=list)
+    outgoing: list[tuple[int, int, Request]] = field(default_factory=list)
+    forgotten: dict[int, list[int]] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+    answered: list[int] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
+    cpu_s: float = 0.0
+    up_since_s: float = 0.0
+    up_s: float = 0.0
+
+    def sit(self, members: list[Member], facts: dict[str, Any], now_s: float) -> None:
+        """A process is ready."""
+        self.state, self.members, self.facts = "ready", members, facts
+        self.made = [0] * len(members)
+        self.progress_s = [now_s] * len(members)
+        self.heard_s = self.up_since_s = now_s
+        self.is_asked = False
+
+    def rise(self, now_s: float) -> None:
+        """The process is gone."""
+        if self.state == "ready":
+            self.up_s += now_s - self.up_since_s
+            for place, member in enumerate(self.members):
+                self.answered[place] += member.answered
+                self.tokens[place] += member.tokens
+        self.generation += 1
+        self.state, self.process, self.members = "away", None, []
+        self.outgoing, self.forgotten, self.is_asked = [], {}, False
+
+    def send(self, place: int, works: Sequence[Work], now_s: float) -> None:
+        """Samples for the next message; a replica that had none begins to be watched."""
+        if len(self.members[place].held) == len(works):
+            self.progress_s[place] = now_s
+        self.outgoing += [(place, work.number, work.request) for work in works]
+
+    def hear(self, news: News, now_s: float) -> int:
+        """Note who has made something; returns how many tokens were made since the last time."""
+        self.heard_s, self.cpu_s = now_s, news.cpu_s
+        num_tokens = 0
+        answered = set(news.places.tolist())
+        for place, state in enumerate(news.states):
+            num_tokens += state.made - self.made[place]
+            if state.made != self.made[place] or place in answered:
+                self.progress_s[place] = now_s
+            self.made[place] = state.made
+        return num_tokens
+
+    def trouble(self, now_s: float, timeout_s: float) -> str | None:
+        """Why a ready process is to be taken for lost; None while it does well."""
+        if self.is_asked and now_s - self.heard_s > timeout_s:
+            return f"silent: said nothing for {now_s - self.heard_s:.1f} s"
+        for member, since_s in zip(self.members, self.progress_s, strict=True):
+            if member.held and now_s - since_s > timeout_s:
+                return (
+                    f"stalled: {member.name} made nothing for {now_s - since_s:.1f} s with "
+                    f"{len(member.held)} samples"
+                )
+        return None
+
+    def describe(self, now_s: float) -> list[dict[str, Any]]:
+        """Each replica of the seat, for the manifest."""
+        up_s = self.up_s + (now_s - self.up_since_s if self.state == "ready" else 0.0)
+        rows = []
+        for place, name in enumerate(self.names):
+            member = self.members[place] if self.state == "ready" else None
+            rows.append(
+                {
+                    "name": name,
+                    "host": self.node.label,
+                    "is_up": member is not None,
+                    "up_s": round(up_s, 3),
+                    "restarts": self.restarts,
+                    "answered": self.answered[place] + (member.answered if member else 0),
+                    "tokens": self.tokens[place] + (member.tokens if member else 0),
+                    "samples_per_second": round(member.rate, 4) if member else 0.0,
+                    "latency_s": round(member.latency_s, 4) if member else 0.0,
+                    "pid": self.facts.get("pid"),
+                }
+            )
+        return rows
