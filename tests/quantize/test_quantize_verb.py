@@ -75,10 +75,13 @@ def test_an_output_that_exists_is_left_alone(toy: Path, tmp_path: Path) -> None:
     assert [p.name for p in (tmp_path / "taken").iterdir()] == ["mine.txt"]
 
 
-def test_what_a_dead_process_left_is_thrown_away(toy: Path, tmp_path: Path) -> None:
+def test_what_a_dead_process_left_without_a_finished_shard_is_thrown_away(
+    toy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "out.partial").mkdir()
     (tmp_path / "out.partial" / "shard-00000.safetensors").write_bytes(b"half")
     here(toy, "out", "--format", "fp8-token")
+    assert "no shard of it was finished" in capsys.readouterr().err
     assert not (tmp_path / "out.partial").exists()
     assert "shard-00000.safetensors" not in {p.name for p in (tmp_path / "out").iterdir()}
 
@@ -160,7 +163,7 @@ def test_a_calibration_set_of_another_tokenizer_is_refused(tmp_path: Path) -> No
 
 
 def test_two_processes_do_not_write_one_checkpoint(toy: Path, tmp_path: Path) -> None:
-    with CheckpointWriter(tmp_path / "out", needed_bytes=0) as writer:
+    with CheckpointWriter(tmp_path / "out", needed_bytes=0, inputs="", tell=print) as writer:
         with pytest.raises(InputError, match="Another process is writing"):
             here(toy, "out", "--format", "fp8-token")
         writer.write_text("config.json", "{}")

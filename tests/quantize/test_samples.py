@@ -40,13 +40,13 @@ def test_the_demos_calibration_set_is_what_its_text_builds_and_shares_no_prompt(
     assert shipped["input"].tolist() == built["input"].tolist()
     assert [list(x) for x in shipped["tok_input"]] == [list(x) for x in built["tok_input"]]
     assert not set(shipped["question"]) & set(pd.read_parquet(demo_dataset())["question"])
-    assert len(shipped) == 24
+    assert len(shipped) == 72
 
 
 def test_the_demos_set_is_taken_and_known() -> None:
     found = load(demo_calibration())
     assert found.is_verified
-    assert len(found.prompts) == 24
+    assert len(found.prompts) == 72
     assert len(load(demo_calibration(), limit=5).prompts) == 5
 
 
@@ -61,7 +61,7 @@ def test_one_evaluation_prompt_hidden_among_others_is_found(tmp_path: Path) -> N
         ignore_index=True,
     )
     write_frame(mixed, tmp_path / "mixed.parquet")
-    with pytest.raises(DataError, match="row 24 is an evaluation sample"):
+    with pytest.raises(DataError, match="row 72 is an evaluation sample"):
         load(tmp_path / "mixed.parquet")
 
 

@@ -70,6 +70,7 @@ def quantize(
             chosen,
             samples=samples,
             progress=lambda what, part: bar.update(round(1000 * part), 1000, what),
+            tell=lambda sentence: typer.echo(sentence, err=True),
         )
     if as_json:
         typer.echo(json.dumps(done, indent=2))

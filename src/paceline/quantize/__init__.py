@@ -9,6 +9,7 @@
     blocks       one block, from whole precision to what is stored
     convert      the order of it all
     scheme store document    config.json, the folder, the calibration document
+    progress     what a killed run leaves for the next
 
 What the formats mean, and how engines read them, is in `paceline.native.formats`.
 """

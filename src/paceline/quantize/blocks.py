@@ -147,7 +147,8 @@ def _codes(
 ) -> tuple[Tensor, Tensor]:
     """Codes (N, K) and stored scales (N, G): by GPTQ where there is a Hessian, else to nearest."""
     if statistics is not None and group in statistics.hessians:
-        return gptq(weight_NK, statistics.hessians[group], grid)
+        hessian_KK = statistics.hessians[group]
+        return gptq(weight_NK, hessian_KK, grid, num_tokens=statistics.num_tokens)
     value_NGL = weight_NK.view(weight_NK.shape[0], -1, grid.group_len)
     importance = None
     if statistics is not None:

@@ -37,11 +37,14 @@ class BlockStatistics:
         self.magnitudes = {name: Magnitudes() for name in _STREAMS}
         self.sums_of_squares: dict[str, Tensor] = {}
         self.hessians: dict[str, Tensor] = {}
+        self.num_tokens = 0
         self._keeps_hessian = keeps_hessian
 
     def tap(self, name: str, x_TK: Tensor) -> None:
         """Take a sequence's activation."""
         self.magnitudes[name].add(x_TK)
+        # Every stream sees every token: one of them counts.
+        self.num_tokens += x_TK.shape[0] if name == "qkv" else 0
         square_K = x_TK.square().sum(dim=0)
         before = self.sums_of_squares.get(name)
         # Up to a factor that all channels share: only their ratio is used.
@@ -59,9 +62,19 @@ class BlockStatistics:
 
 
 class Calibration:
-    """The calibration set on its way through the model, block by block."""
+    """The calibration set on its way through the model, block by block.
 
-    def __init__(self, samples: CalibrationSet, config: ModelConfig, embed: Tensor) -> None:
+    `states` are the hidden states to go on with; None begins at the embeddings.
+    """
+
+    def __init__(
+        self,
+        samples: CalibrationSet,
+        config: ModelConfig,
+        embed: Tensor,
+        *,
+        states: list[Tensor] | None = None,
+    ) -> None:
         self.samples = samples
         self._config = config
         self._device = embed.device
@@ -75,7 +88,7 @@ class Calibration:
         self._table_X2e = rotary_table(config.rope, longest, embed.device)
         # As wide as the products: on a CPU they are float32 and the sets are small.
         self._kept = torch.float32 if embed.device.type == "cpu" else torch.bfloat16
-        self._states = [
+        self.states = states or [
             embed[torch.from_numpy(prompt).long()].to(self._kept).cpu()
             for prompt in samples.prompts
         ]
@@ -90,15 +103,15 @@ class Calibration:
         statistics = BlockStatistics(keeps_hessian=keeps_hessian)
         for index, x_TD in enumerate(self._run(weights, statistics.tap)):
             if moves_on:
-                self._states[index] = x_TD.to(self._kept).cpu()
+                self.states[index] = x_TD.to(self._kept).cpu()
         return statistics
 
     def advance(self, weights: Mapping[str, Tensor]) -> None:
         """Run the block on every sequence; its outputs are the next block's inputs."""
-        self._states = [x_TD.to(self._kept).cpu() for x_TD in self._run(weights, _ignore)]
+        self.states = [x_TD.to(self._kept).cpu() for x_TD in self._run(weights, _ignore)]
 
     def _run(self, weights: Mapping[str, Tensor], tap: Tap) -> Iterable[Tensor]:
-        for state_TD in self._states:
+        for state_TD in self.states:
             x_TD = state_TD.to(self._device).float()
             yield block_forward(x_TD, weights, self._config, table_X2e=self._table_X2e, tap=tap)
 

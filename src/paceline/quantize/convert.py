@@ -9,7 +9,10 @@ bytes.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +31,8 @@ from paceline.quantize.store import CheckpointWriter
 
 __all__ = ["quantize"]
 
+_log = logging.getLogger(__name__)
+
 # Bytes of a weight, scales included, at most.
 _BYTES = {"fp8": 1.0, "fp8-token": 1.01}
 
@@ -39,8 +44,12 @@ def quantize(
     *,
     samples: CalibrationSet | None,
     progress: Callable[[str, float], None],
+    tell: Callable[[str], None] = _log.warning,
 ) -> dict[str, Any]:
     """Write OUT; returns what was done, as calibration.json holds it.
+
+    What a killed run of the same inputs finished is kept and gone on with; `tell` gets a sentence
+    when that is so.
 
     Raises
         InputError          options that do not go together, or OUT is there.
@@ -52,20 +61,20 @@ def quantize(
     with torch.inference_mode():
         source = InputCheckpoint(model, device)
         group_len = group_len_of(options.format, options.group_len, source.config)
-        with CheckpointWriter(out, needed_bytes=_size(source.config, options.format)) as writer:
+        done = calibration_record(options, group_len=group_len, model=model, samples=samples)
+        with CheckpointWriter(
+            out,
+            needed_bytes=_size(source.config, options.format),
+            inputs=_digest(done, options, source),
+            tell=tell,
+        ) as writer:
             used = samples if options.uses_samples else None
             record = _write_weights(source, writer, options, used, progress=progress)
             stated = quantization_config(
                 options.format, group_len=group_len, is_kv_fp8=options.is_kv_fp8
             )
             source.write_config(writer, stated)
-            done = calibration_record(
-                options,
-                group_len=group_len,
-                model=model,
-                samples=samples,
-                tables=dataclasses.asdict(record),
-            )
+            done |= dataclasses.asdict(record)
             writer.write_json("calibration.json", done)
             writer.write_text("calibration.md", calibration_text(done))
     progress("blocks", 1.0)
@@ -80,18 +89,39 @@ def _write_weights(
     *,
     progress: Callable[[str, float], None],
 ) -> BlockRecord:
-    top, record, calibration = source.top(), BlockRecord(), None
-    writer.add({name: tensor.to(source.kept_dtype) for name, tensor in top.items()})
+    begin, num_blocks, calibration = writer.standing.next_block, source.config.num_layers, None
+    record = BlockRecord(**writer.standing.record)
+    top = source.top()
     if samples is not None:
         embed = top["model.embed_tokens.weight"]
-        calibration = Calibration(samples, source.config, embed)
+        calibration = Calibration(samples, source.config, embed, states=writer.standing.states)
+
+    def note(next_block: int) -> None:
+        # Before the first block they are the embeddings, after the last nobody reads them.
+        is_between = calibration is not None and 0 < next_block < num_blocks
+        states = calibration.states if calibration is not None and is_between else None
+        writer.note(next_block, dataclasses.asdict(record), states)
+
+    is_begun = bool(writer.standing.shards)
+    if not is_begun and writer.add({k: v.to(source.kept_dtype) for k, v in top.items()}):
+        note(0)
     del top
-    for index in range(source.config.num_layers):
-        progress("blocks", index / source.config.num_layers)
+    for index in range(begin, num_blocks):
+        progress("blocks", index / num_blocks)
         stored = round_block(source, index, options, calibration=calibration, record=record)
-        writer.add({f"model.layers.{index}.{name}": tensor for name, tensor in stored.items()})
+        if writer.add({f"model.layers.{index}.{name}": tensor for name, tensor in stored.items()}):
+            note(index + 1)
+    if begin < num_blocks:
+        writer.flush()
+        note(num_blocks)
     writer.finish()
     return record
+
+
+def _digest(done: Mapping[str, Any], options: QuantizeOptions, source: InputCheckpoint) -> str:
+    """Of everything that decides the bytes of the weights."""
+    decides = {"done": done, "options": dataclasses.asdict(options), "model": str(source.config)}
+    return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
 
 
 def _size(config: ModelConfig, name: str) -> int:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import paceline
-from paceline.quantize.gptq import DAMPING
+from paceline.quantize.gptq import DAMPING, DAMPING_BY_SCARCITY
 from paceline.quantize.options import QuantizeOptions
 from paceline.quantize.samples import CalibrationSet
 from paceline.quantize.statistics import NUM_BINS
@@ -49,9 +49,8 @@ def calibration_record(
     group_len: int,
     model: Path,
     samples: CalibrationSet | None,
-    tables: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Everything that decided the bytes of the checkpoint."""
+    """Everything that decides the bytes of the checkpoint; the scales found are added to it."""
     versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
     return {
         "format": options.format,
@@ -60,7 +59,7 @@ def calibration_record(
         "percentile": options.percentile if _has_percentile(options) else None,
         "percentile_of": options.percentile_of if _has_percentile(options) else None,
         "smoothquant_alpha": options.smooth_alpha,
-        "gptq": {"damping": DAMPING} if options.uses_gptq else None,
+        "gptq": _gptq(options),
         "random_numbers": "none: every rounding is to nearest",
         "starting_weights": _hashes(model),
         "calibration": None
@@ -78,8 +77,14 @@ def calibration_record(
         },
         "versions": {"paceline": paceline.__version__, **versions},
         "device": options.device.partition(":")[0],
-        **tables,
     }
+
+
+def _gptq(options: QuantizeOptions) -> dict[str, Any] | None:
+    if not options.uses_gptq:
+        return None
+    by_scarcity = DAMPING_BY_SCARCITY
+    return {"damping": DAMPING, "damping_by_width_over_tokens": by_scarcity, "order": "activation"}
 
 
 def _has_percentile(options: QuantizeOptions) -> bool:
@@ -142,11 +147,14 @@ def _what(record: Mapping[str, Any]) -> list[str]:
 
 
 def _choice(record: Mapping[str, Any]) -> str:
-    least = "of a few shares of the widest value, the one with the least squared error"
-    if record["gptq"] is not None:
+    fitted = "" if record["format"] == "mxfp4" else ", fitted to its codes by least squares"
+    least = f"of a few that suit the widest value, the one with the least squared error{fitted}"
+    if (made := record["gptq"]) is not None:
         return (
-            f"{least}; codes by GPTQ (arXiv:2210.17323), damping {record['gptq']['damping']:g} of "
-            "the mean diagonal, columns in their own order"
+            f"{least}, weighed by what an error costs once later columns make up for it; codes by "
+            f"GPTQ (arXiv:2210.17323), columns by the mean square of their inputs, the largest "
+            f"first; damping {made['damping']:g} plus {made['damping_by_width_over_tokens']:g} "
+            "times inputs / tokens, of the mean diagonal"
         )
     used = record["calibration"]
     weighed = ", weighed by the inputs' mean square" if used and used["is_used"] else ""

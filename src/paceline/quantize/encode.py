@@ -1,8 +1,9 @@
 """Values to codes and scales, to the nearest code; what the codes mean is in `native.formats`.
 
 A group's scale is, of a few candidates, the one whose rounding has the least squared error: the
-widest value alone would decide otherwise, and clipping it a little often serves the rest. FP8
-scales clip nothing: the widest value gets the widest code.
+widest value alone would decide otherwise, and clipping it a little often serves the rest. Where
+scales are not powers of two, the best is then fitted: the least-squares scale of the codes that it
+gives, and once more. FP8 scales clip nothing: the widest value gets the widest code.
 
 Shape letters (this file)
     N   output width of a weight
@@ -31,6 +32,8 @@ _NVFP4_SHARES = (1.0, 1.5, 0.95, 0.9, 0.85, 0.8)
 # Halves between the magnitudes of e2m1: an even code takes the tie.
 _FP4_UP_AFTER, _FP4_UP_FROM = (0.25, 1.25, 2.5, 5.0), (0.75, 1.75, 3.5)
 _SCALE_MIN = 2.0**-126
+# The second fit still moves a scale or two; a third changes nothing that matters.
+_NUM_FITS = 2
 # Keeps the global scale of a weight of zeros finite.
 _AMAX_MIN = 2.0**-100
 
@@ -79,16 +82,43 @@ class Grid:
         `importance_GL` weighs squared errors, as the mean square of the inputs does; None: alike.
         """
         amax = value_GL.abs().amax(dim=-1)
-        best, least = self._candidates(amax)[0], torch.full_like(amax, torch.inf)
-        for candidate in self._candidates(amax):
-            scale = self.effective(candidate)[..., None]
-            rounded = code_values(round_codes(value_GL / scale, self.kind), self.kind) * scale
-            square = (rounded - value_GL).square()
-            error = (square if importance_GL is None else square * importance_GL).sum(dim=-1)
-            is_better = error < least
-            best = torch.where(is_better, candidate.float(), best.float()).to(candidate.dtype)
-            least = torch.where(is_better, error, least)
+        candidates = self._candidates(amax)
+        best, least = candidates[0], torch.full_like(amax, torch.inf)
+        for candidate in candidates:
+            best, least = self._better(candidate, best, least, value_GL, importance_GL)
+        for _ in range(_NUM_FITS if self.name != "mxfp4" else 0):
+            fitted = self._fitted(best, value_GL, importance_GL)
+            best, least = self._better(fitted, best, least, value_GL, importance_GL)
         return best
+
+    def _better(
+        self,
+        candidate: Tensor,
+        best: Tensor,
+        least: Tensor,
+        value_GL: Tensor,
+        importance_GL: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """The better of two scales for each group, and its error."""
+        rounded = self.values(self.codes(value_GL, candidate), candidate)
+        square = (rounded - value_GL).square()
+        error = (square if importance_GL is None else square * importance_GL).sum(dim=-1)
+        is_better = error < least
+        # torch.where takes no FP8.
+        chosen = torch.where(is_better, candidate.float(), best.float()).to(candidate.dtype)
+        return chosen, torch.where(is_better, error, least)
+
+    def _fitted(self, stored: Tensor, value_GL: Tensor, importance_GL: Tensor | None) -> Tensor:
+        """The scale that suits the codes of `stored` best: sum(v code) / sum(code^2)."""
+        code_GL = code_values(self.codes(value_GL, stored), self.kind)
+        weighed = code_GL if importance_GL is None else code_GL * importance_GL
+        size = (weighed * code_GL).sum(dim=-1)
+        scale = (weighed * value_GL).sum(dim=-1) / size.clamp(min=_SCALE_MIN)
+        # A group whose codes are all zero fits any scale; it keeps the one it has.
+        scale = torch.where((size > 0) & (scale > 0), scale, self.effective(stored))
+        if self.name == "nvfp4":
+            return self._e4m3(scale * self.global_scale)
+        return scale.clamp(min=_SCALE_MIN).to(stored.dtype)
 
     def effective(self, stored: Tensor) -> Tensor:
         """Stored scales as the float32 numbers that codes are multiplied by."""
@@ -113,11 +143,14 @@ class Grid:
             return [torch.exp2(power).to(torch.bfloat16) for power in powers]
         if self.name == "nvfp4":
             fitting = amax / _FP4_MAX * self.global_scale
-            least = torch.finfo(FP8_DTYPE).smallest_normal
-            shares = [(fitting * share).clamp(least, FP8_MAX) for share in _NVFP4_SHARES]
-            return [share.to(FP8_DTYPE) for share in shares]
+            return [self._e4m3(fitting * share) for share in _NVFP4_SHARES]
         fitting = (amax / _INT4_HALF_RANGE).clamp(min=_SCALE_MIN)
         return [(fitting * share).to(torch.bfloat16) for share in _INT4_SHARES]
+
+    @staticmethod
+    def _e4m3(scale: Tensor) -> Tensor:
+        least = torch.finfo(FP8_DTYPE).smallest_normal
+        return scale.clamp(least, FP8_MAX).to(FP8_DTYPE)
 
     def stored(self, codes_NK: Tensor, scale_NG: Tensor) -> dict[str, Tensor]:
         """The tensors of a weight, by the ends of their names in compressed-tensors' layout."""
