@@ -49,6 +49,7 @@ class Dispatcher:
         self._tasks: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._given_up: PacelineError | None = None
+        self._added_s = 0.0
         self.retries: Counter[str] = Counter()
 
     def state(self) -> EngineState:
@@ -70,6 +71,7 @@ class Dispatcher:
 
     def add(self, jobs: Sequence[Job]) -> None:
         """More requests."""
+        self._added_s = time.monotonic()
         self._pile.extend(jobs)
         self._open.update(dict.fromkeys(jobs))
         if self._given_up is not None:
@@ -134,6 +136,9 @@ class Dispatcher:
             and server.latency_s < best.expected_s()
         ]
         if not faster:
+            return False
+        # While requests keep coming, an idle server is lost speed: this is not the end of the pile.
+        if time.monotonic() - self._added_s < min(server.latency_s for server in faster):
             return False
         pace = sum(server.in_flight / server.latency_s for server in faster)
         wait_s = (len(self._pile) + 1) / pace + min(server.latency_s for server in faster)
