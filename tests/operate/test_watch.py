@@ -170,16 +170,20 @@ def test_a_folder_without_a_run_is_no_run(tmp_path: Path, paceline: Paceline) ->
 
 
 def test_a_watch_without_a_terminal_is_a_line_each_time_and_ends_with_the_run(
-    tmp_path: Path, paceline: Paceline
+    tmp_path: Path,
 ) -> None:
+    command = [sys.executable, "-m", "paceline", "watch", str(tmp_path / "run"), "--every", "0.5"]
+    watcher = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert watcher.stdout is not None
+    first = watcher.stdout.readline()
     process = start(tmp_path / "run")
-    outcome = paceline("watch", tmp_path / "run", "--every", "0.5")
+    out, _ = watcher.communicate()
     process.wait()
-    assert outcome.code == 0, outcome
-    assert any(line.startswith("WAITING") for line in outcome.out.splitlines())
-    lines = [line for line in outcome.out.splitlines() if line.startswith("RUNNING")]
+    assert watcher.returncode == 0, out
+    assert first.startswith("WAITING")
+    lines = [line for line in out.splitlines() if line.startswith("RUNNING")]
     assert any("samples" in line and "ETA" in line for line in lines), lines
-    assert "COMPLETE" in outcome.out
+    assert "COMPLETE" in out
 
 
 def test_a_damaged_manifest_is_an_error(written: Path) -> None:
