@@ -16,12 +16,13 @@ from support import Paceline
 
 from paceline.errors import InputError
 from paceline.mlperf.logs import read_detail
+from paceline.mlperf.published import load_published
 from paceline.report.hardware import CATEGORIES, CPU_ONLY, MIXED, category_of
-from paceline.report.published import load_published, standing
 from paceline.report.report import build_report, report_page
 from paceline.report.rundata import read_run
 from paceline.report.samples import read_samples
 from paceline.report.speed import latencies, percentile_figure
+from paceline.report.standing import standing
 
 SECTIONS = ("verdict", "standing", "timeline", "latency", "lengths", "live", "power")
 SECTIONS += ("rouge", "worst", "config", "system", "history")

@@ -1,10 +1,7 @@
 """Whether the model fits on the cards that are here, and how the run could be laid out on them.
 
 The expected speed is a rule of thumb: what the best published submission made of each card. A
-run's own speed comes from `paceline preflight`.
-
-Sources of speeds: summaries of mlcommons/inference_results_v4.0 to v6.1, llama2-70b-99.9 or -99,
-Offline, tokens/s of the whole system divided by its cards.
+run's own speed comes from `paceline forecast`.
 """
 
 from __future__ import annotations
@@ -13,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from paceline.mlperf.published import PublishedResult, best_of
 from paceline.mlperf.rules import benchmark
 from paceline.models.describe import PRECISIONS, live_sequences, weight_bytes
 from paceline.models.layout import Model, read_model
@@ -45,22 +43,6 @@ _CONTEXT_TOKENS = 490
 _ENOUGH_LIVE, _FEW_LIVE = 256, 64
 _SIXTEEN, _FP8 = "16 bit", "fp8, KV fp8"
 _GROUPS = (1, 2, 4, 8)
-# (part of the card's name, tokens/s a card or None, where it was published); the first that is in
-# the name counts.
-_PUBLISHED: tuple[tuple[str, int | None, str], ...] = (
-    ("GH200", 4686, "NVIDIA GH200-144GB x1, v5.0, FP8"),
-    ("H200 NVL", 4001, "Dell XE7740 H200 NVL x8, v6.0, FP8"),
-    ("H200", 4415, "Dell XE9680 H200 x8, v5.1, FP8"),
-    ("H100 NVL", 1950, "Azure H100 NVL x2, v4.0, FP8"),
-    ("H100 PCIe", None, ""),
-    ("H100", 3913, "NVIDIA DGX H100 x8, v5.0, FP8"),
-    ("B300", 14466, "Cisco B300 x8, v6.0, FP4"),
-    ("B200", 12864, "Lenovo B200 x8, v5.1, FP4"),
-    ("RTX PRO 6000", 3739, "HPE RTX PRO 6000 x8, v6.0"),
-    ("MI355X", 13315, "AMD MI355X x8, v6.1, MXFP4"),
-    ("MI325X", 4319, "AMD MI325X x8, v5.1, FP8"),
-    ("MI300X", 3482, "MangoBoost MI300X x8, v5.1, FP8"),
-)
 _WITH_FP8 = ("H100", "H200", "B200", "B300", "L40", "RTX PRO", "Ada", "4090", "MI3")
 _PRECISION_OF = {
     "fp8-tensor": _FP8,
@@ -196,7 +178,8 @@ def make_plan(where: Placed, *, recipe: str) -> dict[str, Any] | None:
     group = next((g for g in groups if where.live(g) >= _ENOUGH_LIVE), groups[-1])
     replicas = num_cards // group
     name = where.cards[0][0]
-    rate, source = next(((r, s) for part, r, s in _PUBLISHED if part in name), (None, ""))
+    best = best_of(name)
+    rate = None if best is None else best.per_accelerator
     if (
         where.precision == _SIXTEEN
         or where.model.linear_parameters != _LLAMA2_70B.linear_parameters
@@ -214,8 +197,14 @@ def make_plan(where: Placed, *, recipe: str) -> dict[str, Any] | None:
         "tokens_per_second_at_best": expected,
         "performance_hours_at_least": None if hours is None else round(hours, 3),
         "accuracy_hours_at_least": None if hours is None else round(hours, 3),
-        "basis": f"{rate:,} tokens/s a card: {source}"
-        if rate
+        "basis": f"{rate:,.0f} tokens/s a card: {_source(best)}"
+        if best is not None and rate
         else "no published result of this model, card and precision is known here",
-        "measure": f"paceline preflight {recipe or 'RECIPE'}",
+        "measure": f"paceline forecast {recipe or 'RECIPE'}",
     }
+
+
+def _source(result: PublishedResult) -> str:
+    who = f"{result.submitter} {result.system}".strip()
+    note = f", {result.note}" if result.note else ""
+    return f"{who} x{result.accelerators}, {result.round}{note}"

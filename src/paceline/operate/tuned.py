@@ -50,8 +50,8 @@ def tuned_recipe(
             f"{judged['gain_low']:.1%} to {judged['gain_high']:.1%}),"
         ),
         (
-            f"faster in {judged['num_faster']} of {len(judged['pairs'])} pairs of measurements, after "
-            f"{facts['num_trials']} trials of {facts['space_size']:,} settings."
+            f"faster in {judged['num_faster']} of {len(judged['pairs'])} pairs of measurements, "
+            f"after {facts['num_trials']} trials of {facts['space_size']:,} settings."
         ),
         "What it changed:",
     ]

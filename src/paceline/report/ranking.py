@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from paceline.report.published import standing
 from paceline.report.results import ShownResult
+from paceline.report.standing import standing
 
 __all__ = ["Place", "Ranked", "places", "ranked_groups"]
 

@@ -8,9 +8,10 @@ from typing import Any
 
 from paceline.mlperf import rules
 from paceline.mlperf.logs import DetailLog
+from paceline.mlperf.published import load_published
 from paceline.report.blocks import Figure, Section, Table, lines_figure, number, plain_figure
-from paceline.report.published import load_published, standing
 from paceline.report.rundata import RunData, TestData, number_of
+from paceline.report.standing import standing
 
 __all__ = [
     "latencies",
