@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+import toys
 
 from fault_server import requests
-from paceline.engines import EngineContext
+from paceline.engines import EngineContext, Request
 from paceline.engines.fake import FakeConfig, FakeEngine
+from paceline.engines.native import NativeConfig, NativeEngine
 from paceline.engines.probe import Probe, ProbeResult
 from paceline.errors import EngineError
 
@@ -54,3 +57,27 @@ def test_an_engine_whose_answers_are_due_within_microseconds_goes_on(
     config = FakeConfig(tokens_per_second=pace, output_len=20)
     found = measured(config, in_flight=in_flight, seconds=0.3)
     assert found.answered > 500
+
+
+def test_the_native_engine_is_measured_and_then_empty(tmp_path: Path) -> None:
+    """It hands every token to a sink that takes tokens; the probe's counts them only."""
+    checkpoint = toys.save_llama(tmp_path / "toy")
+    config = NativeConfig(device="cpu", max_live_sequences=4, max_step_tokens=128)
+    context = EngineContext(
+        model=checkpoint, eos_token_id=2, vocabulary_size=320, max_new_tokens=16, log_dir=tmp_path
+    )
+    engine = NativeEngine(config, context)
+    engine.start()
+    asked = [Request(i, np.arange(3, 20 + i, dtype=np.int32), 16, 1) for i in range(8)]
+    try:
+        probe = Probe(engine, asked, slice_s=0.1)
+        assert probe.burst(asked, limit_s=60) is not None
+        assert set(probe.output_lens) == set(range(8))
+        assert probe.max_live == 4
+        found = probe.hold(in_flight=5, seconds=1.0, tokens_per_sample=16.0)
+        assert found.tokens_per_second > 0
+        probe.settle(limit_s=30)
+        engine.drain()  # what was cancelled is waited for by nobody
+        assert probe.burst(asked[:2], limit_s=60) is not None
+    finally:
+        engine.close()

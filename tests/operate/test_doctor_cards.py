@@ -143,7 +143,7 @@ def test_amd_cards_are_named_planned_and_their_health_is_unknown(tmp_path: Path)
     assert not found["host memory"].is_known
     assert diagnosis.plan is not None
     assert (diagnosis.plan["tensor_parallel"], diagnosis.plan["replicas"]) == (1, 8)
-    assert diagnosis.plan["tokens_per_second_at_best"] == 8 * 3482
+    assert diagnosis.plan["tokens_per_second_at_best"] == pytest.approx(27854)
 
 
 def test_hidden_and_missing_cards_block_a_recipe_that_wants_them(

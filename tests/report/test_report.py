@@ -239,6 +239,7 @@ def test_a_run_on_cards_stands_among_published_results(run: Path) -> None:
 def test_published_results_name_their_round_and_source() -> None:
     published = load_published()
     assert {result.round for result in published.results} == set(published.sources)
+    assert {result.category for result in published.results} <= set(CATEGORIES)
     assert len(published.results) == 57
     best = max(r.per_accelerator for r in published.results if r.accelerator == "H100")
     assert best == pytest.approx(31306.8 / 8)
