@@ -20,7 +20,14 @@ FILE_LINES, FUNCTION_LINES, KERNEL_LINES, PARAMETERS = 350, 45, 80, 7
 FORBIDDEN_NAMES = {"utils", "common", "base", "helpers", "constants", "types"}
 # Rooms whose functions may import: an engine's heavy dependency, LoadGen's one door, optional
 # extras, and the command line, whose --help must be quick.
-LATE_IMPORTS = ("engines/", "native/", "harness/loadgen.py", "mlperf/tokenizer.py", "cli/")
+LATE_IMPORTS = (
+    "engines/",
+    "native/",
+    "harness/loadgen.py",
+    "mlperf/tokenizer.py",
+    "cli/",
+    "operate/tuner.py",
+)
 FLAGS = ("cli/__init__.py", "cli/flags_")
 # All that `paceline --help` may load beside the standard library; the second line is what an
 # environment brings by itself.
