@@ -1,9 +1,9 @@
 """The only door to Optuna: a study on disk that proposes settings and is told what came of them.
 
-A study of few trials: the settings that a recipe has are tried first, then the corners of the
-space and its middle, then what TPE proposes from what it was told. What failed is told as 0
-tokens/s, so that its neighbourhood is left alone. A proposal that was tried before is replaced by
-one that was not, as long as there is one.
+A study of few trials: the settings that a recipe has are tried first, then the middle of the space
+and two corners, then in turn what TPE proposes from what it was told and a step from the best so
+far. What failed is told as 0 tokens/s, so that its neighbourhood is left alone. A proposal that was
+tried before is replaced by one that was not, as long as there is one.
 """
 
 from __future__ import annotations
@@ -96,8 +96,12 @@ class Study:
 
     def ask(self) -> tuple[Any, dict[str, Any]] | None:
         """A handle and the settings to try; None when all were tried."""
-        known = [tuple(tried.values.values()) for tried in self.tried()]
+        tried = self.tried()
+        known = [tuple(one.values.values()) for one in tried]
         planned = self._first_few()
+        # Every other trial then is a step from the best so far.
+        if len(tried) % 2:
+            planned += self._neighbours(tried)
         proposal = next((one for one in planned if tuple(one.values()) not in known), None)
         if proposal is None:
             trial = self._study.ask(self._distributions())
@@ -126,6 +130,17 @@ class Study:
             {knob.name: knob.choices[at] for knob, at in zip(self._knobs, where, strict=True)}
             for where in places
         ]
+
+    def _neighbours(self, tried: Sequence[Tried]) -> list[dict[str, Any]]:
+        """One knob turned by one, from the best so far."""
+        best = max(tried, key=lambda one: one.tokens_per_second).values
+        found = []
+        for knob in self._knobs:
+            place = knob.choices.index(best[knob.name])
+            for at in (place + 1, place - 1):
+                if 0 <= at < len(knob.choices):
+                    found.append({**best, knob.name: knob.choices[at]})
+        return found
 
     def _untried(self, known: set[tuple[Any, ...]]) -> dict[str, Any] | None:
         names = [knob.name for knob in self._knobs]
