@@ -29,7 +29,7 @@ from paceline.rundir import disk_problem, file_sha256, make_folder, write_atomic
 
 __all__ = ["SHARD_BYTES", "CheckpointWriter"]
 
-SHARD_BYTES = 4 << 30
+SHARD_BYTES = 2 << 30
 
 
 class CheckpointWriter:
