@@ -151,7 +151,7 @@ class Cluster:
     def on_every_node(
         self, function: Callable[..., Any], *arguments: Any
     ) -> list[tuple[Node, Any]]:
-        """Call a module's function once on each node. Raises EngineError when one does not answer."""
+        """Call a module's function once on each node. Raises EngineError if one is silent."""
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         nodes = self.nodes()
