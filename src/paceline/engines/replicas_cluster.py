@@ -32,6 +32,7 @@ _QUIET = {
 _OBJECT_STORE_BYTES = 80_000_000
 _CALLS_AT_ONCE = 4
 _KNOCK_S = 10.0
+_CLOSE_WITHIN_S = 15.0
 _ASK_NODES_TIMEOUT_S = 120.0
 
 
@@ -138,6 +139,12 @@ class Cluster:
             return self._ray.get(getattr(process.actor, method).remote(), timeout=timeout_s)
         except self._ray.exceptions.RayError as error:
             raise EngineError(f"A replica did not answer: {short_error(error)}") from error
+
+    def close_all(self, processes: Sequence[Process]) -> None:
+        """Have processes end their engines, and the servers that these started, in time."""
+        calls = [process.actor.close.remote() for process in processes]
+        if calls:
+            self._ray.wait(calls, num_returns=len(calls), timeout=_CLOSE_WITHIN_S)
 
     def end(self, process: Process) -> None:
         """Kill a process and give its room back; one that is gone already is none."""
