@@ -103,9 +103,10 @@ class ReplicasEngine:
         head, cluster, now_s = self._running(), self._cluster, time.monotonic()
         told: list[dict[str, Any]] = []
         for seat in head.seats:
-            if seat.state == "ready":
+            process = seat.process
+            if seat.state == "ready" and process is not None:
                 with contextlib.suppress(EngineError):  # it died just now: the head will note it
-                    told += cluster.ask(seat.process, "describe", timeout_s=_DESCRIBE_TIMEOUT_S)
+                    told += cluster.ask(process, "describe", timeout_s=_DESCRIBE_TIMEOUT_S)
         first = told[0] if told else {}
         replicas = [row for seat in head.seats for row in seat.describe(now_s)]
         facts = {name: value for name, value in first.items() if name not in _OF_ONE_COPY}

@@ -135,8 +135,6 @@ def _run(bench: Bench, engine: ReplicasEngine, speeds: Sequence[float]) -> dict[
             f"{f': {sink.error.message}' if sink.error else ''}."
         )
     possible = sum(speed * alive_s for speed, alive_s in zip(speeds, up_s, strict=True))
-    counts, spent = facts["counts"], facts["head"]
-    per_sample = 1e6 / bench.samples
     return {
         "efficiency": round(bench.samples / possible, 5),
         "replicas": bench.replicas,
@@ -146,6 +144,17 @@ def _run(bench: Bench, engine: ReplicasEngine, speeds: Sequence[float]) -> dict[
         "samples_per_second": round(bench.samples / wall_s, 2),
         "sum_of_speeds": round(sum(speeds), 2),
         "mean_alive_speed": round(possible / wall_s, 2),
+        **_costs(facts, bench.samples),
+        "ray_us_per_sample": round(ray_s * 1e6 / bench.samples, 1),
+        "actors_memory_bytes": actors_bytes,
+    }
+
+
+def _costs(facts: dict[str, Any], num_samples: int) -> dict[str, Any]:
+    """What was lost and what the head paid, from the engine's own description."""
+    counts, spent = facts["counts"], facts["head"]
+    per_sample = 1e6 / num_samples
+    return {
         "killed": sum(event["what"] == "lost" for event in facts["events"]),
         "back": sum(event["what"] == "back" for event in facts["events"]),
         **{name: counts.get(name, 0) for name in ("moved", "doubled", "second", "late")},
@@ -154,8 +163,6 @@ def _run(bench: Bench, engine: ReplicasEngine, speeds: Sequence[float]) -> dict[
         "head_thread_us_per_sample": round(spent["thread_cpu_s"] * per_sample, 1),
         "head_process_us_per_sample": round(spent["process_cpu_s"] * per_sample, 1),
         "head_process_us_per_message": round(1e6 * spent["process_cpu_s"] / spent["messages"], 1),
-        "ray_us_per_sample": round(ray_s * per_sample, 1),
-        "actors_memory_bytes": actors_bytes,
     }
 
 

@@ -32,6 +32,7 @@ _QUIET = {
 _OBJECT_STORE_BYTES = 80_000_000
 _CALLS_AT_ONCE = 4
 _KNOCK_S = 10.0
+_CLOSE_WITHIN_S = 15.0
 _ASK_NODES_TIMEOUT_S = 120.0
 
 
@@ -139,6 +140,12 @@ class Cluster:
         except self._ray.exceptions.RayError as error:
             raise EngineError(f"A replica did not answer: {short_error(error)}") from error
 
+    def close_all(self, processes: Sequence[Process]) -> None:
+        """Have processes end their engines, and the servers that these started, in time."""
+        calls = [process.actor.close.remote() for process in processes]
+        if calls:
+            self._ray.wait(calls, num_returns=len(calls), timeout=_CLOSE_WITHIN_S)
+
     def end(self, process: Process) -> None:
         """Kill a process and give its room back; one that is gone already is none."""
         from ray.util.placement_group import remove_placement_group
@@ -151,7 +158,7 @@ class Cluster:
     def on_every_node(
         self, function: Callable[..., Any], *arguments: Any
     ) -> list[tuple[Node, Any]]:
-        """Call a module's function once on each node. Raises EngineError when one does not answer."""
+        """Call a module's function once on each node. Raises EngineError if one is silent."""
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         nodes = self.nodes()

@@ -98,6 +98,7 @@ class Crew:
 
     def close(self) -> None:
         """End every process."""
+        self._cluster.close_all([seat.process for seat in self.seats if seat.state == "ready"])
         for seat in self.seats:
             if seat.process is not None:
                 self._ender.submit(self._cluster.end, seat.process)

@@ -156,7 +156,8 @@ class ReplicaHost:
         name = f"replica-{order.first_replica + place}"
         base = Path(order.log_dir)
         # The head's run directory need not be there on another host.
-        log_dir = base / name if base.is_dir() else Path(tempfile.mkdtemp(prefix=f"{name}-"))
+        is_here = base.is_absolute() and base.is_dir()
+        log_dir = base / name if is_here else Path(tempfile.mkdtemp(prefix=f"{name}-"))
         log_dir.mkdir(exist_ok=True)
         return EngineContext(
             model=model, log_dir=log_dir, report=self._report, codec=order.codec, **order.context
