@@ -6,8 +6,10 @@ import json
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -306,6 +308,35 @@ def test_a_run_in_a_container_gets_its_files_and_ends_as_it_ends(
         env=environment,
     )
     assert again.code == 0, again
+
+
+def test_a_signal_ends_a_run_in_a_container_in_order(tmp_path: Path) -> None:
+    """Killing the container's program would leave the container behind, and the run in it."""
+    (tmp_path / "docker").write_text(RECORDER)
+    (tmp_path / "docker").chmod(0o755)
+    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "IMAGE": "i"}
+    environment |= {"RECORD": str(tmp_path / "words"), "PYTHON": sys.executable}
+    words = ["launch", "--container", "docker", "i", str(DEMO), "--engine", "fake", "--out", "r"]
+    words += ["--mode", "accuracy", "--set", "engine.fake.tokens_per_second=20", "--cache", "c"]
+    launched = subprocess.Popen(
+        [sys.executable, "-m", "paceline", *words],
+        env=environment,
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    ends_s = time.monotonic() + 120
+    while not (tmp_path / "r" / "accuracy" / "journal.jsonl").exists():
+        assert time.monotonic() < ends_s
+        assert launched.poll() is None, launched.communicate()
+        time.sleep(0.1)
+    launched.send_signal(signal.SIGTERM)
+    _, said = launched.communicate(timeout=60)
+    assert launched.returncode == 3, said
+    assert f"paceline launch --container docker --image i --resume {tmp_path}/r" in said
+    manifest = json.loads((tmp_path / "r" / "manifest.json").read_text())
+    assert manifest["status"] == "INTERRUPTED"
 
 
 def test_an_image_that_is_not_there_is_named_with_how_to_build_it(

@@ -127,3 +127,39 @@ def test_a_job_that_slurm_refuses_shows_slurms_own_words(
     assert got.code == 3
     assert "sbatch refused the job" in got.err
     assert "invalid partition specified: nowhere" in got.err
+
+
+@pytest.mark.slow
+def test_a_job_on_two_nodes_starts_ray_and_leaves_none_of_it_behind(
+    slurm: SlurmCluster, paceline: Paceline, tmp_path: Path
+) -> None:
+    pytest.importorskip("ray", reason="needs Ray: pip install 'paceline[ray]' -c constraints.txt")
+    got = paceline(
+        *("launch", "slurm", "--nodes", "2", "--engine", "replicas", "--out", "run", "--submit"),
+        *("--set", "engine.replicas.engine=fake", "--set", f"engine.fake.answers={ANSWERS}"),
+        env=slurm.environment,
+        timeout_s=580,
+    )
+    assert got.code == 0, got
+    assert "verdict      PASS" in got.out
+    assert "Ray is up on 2 nodes" in got.err
+    job_dir = tmp_path / "run.job"
+    job = json.loads((job_dir / "job.json").read_text())["job"]
+    assert (job_dir / "ray-head-n1.log").stat().st_size
+    assert (job_dir / "ray-worker-n2.log").stat().st_size
+    assert (job_dir / "ray-token").stat().st_mode & 0o777 == 0o600
+    assert list(job_dir.glob("ray-session-*-n1.tar.gz"))
+    left = [
+        path.parent.name
+        for path in Path("/proc").glob("[0-9]*/cmdline")
+        if f"paceline-ray-{job}/".encode() in _read(path)
+    ]
+    assert not left
+    assert not Path(f"/tmp/paceline-ray-{job}").exists()
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:  # it has ended in between
+        return b""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
+import signal
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -178,18 +180,31 @@ def _run_here(asked: Errand, inside: Container | None, *, dry_run: bool) -> None
     require_image(inside, _is_well)
     make_folder(asked.run_dir)
     make_folder(inside.home)
-    try:
-        status = subprocess.run(inside.wrap(command), check=False).returncode
-    except KeyboardInterrupt:
-        raise InterruptedRun(
-            "Stopped by Ctrl-C.", hint=f"paceline launch ... --resume {asked.run_dir}"
-        ) from None
+    status = _wait_for(subprocess.Popen(inside.wrap(command)))
     if status in (125, 126, 127, 255):
         raise EnvironmentProblem(
             f"{inside.kind} could not start the run (exit {status}).",
             hint=f"paceline launch --dry-run ... shows the command; is paceline in {inside.image}?",
         )
+    if status not in (0, 1, 2):
+        words = ["--container", inside.kind, "--image", inside.image, "--resume"]
+        again = shlex.join(["paceline", "launch", *words, str(asked.run_dir)])
+        typer.echo(f"in a container again: {again}", err=True)
     raise typer.Exit(status if status in (0, 1, 2) else 3)
+
+
+def _wait_for(child: subprocess.Popen[bytes]) -> int:
+    """Wait until the container has ended, whatever happens: killing its program would lose it.
+
+    Ctrl-C reaches the run through the terminal; SIGTERM is handed on.
+    """
+    before = signal.signal(signal.SIGTERM, lambda *_: child.terminate())
+    try:
+        while True:
+            with contextlib.suppress(KeyboardInterrupt):
+                return child.wait()
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _is_well(command: list[str]) -> int:

@@ -4,6 +4,9 @@ doctor     everything that can be known before anything long starts
 forecast   what a minute with the engine says of a run
 tune       an engine's settings searched for speed; tuner: the door to Optuna; confirm: pairs of
            measurements; tuned: the recipe that comes of it
+launch_plan, launch_render, launch_follow, launch_container    a run as a Slurm or PBS job, in a
+           container, or both
+bundle, bundle_files, bundle_wheels    everything a run needs, for a machine without a registry
 finding    what it found, as data
 subject    the run that a recipe would make, as far as it can be known without its files
 software, cards, limits, disk, access, stored, plan    what is looked at

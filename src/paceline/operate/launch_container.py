@@ -126,10 +126,12 @@ class Container:
         return [*groups, ["--workdir", str(self.home)], [self.image]]
 
     def _user(self) -> list[str]:
+        """Files belong to the caller, whatever user the image names."""
+        caller = ["--user", f"{os.getuid()}:{os.getgid()}"]
         if self.kind == "podman":
-            labels = ["--security-opt", "label=disable"]
-            return [*labels, "--userns", "keep-id"] if os.getuid() else labels
-        return ["--user", f"{os.getuid()}:{os.getgid()}"]
+            caller += ["--security-opt", "label=disable"]
+            caller += ["--userns", "keep-id"] if os.getuid() else []
+        return caller
 
     def _limits(self) -> list[str]:
         """Pinned memory without a limit, where a daemon of root's can lift it."""

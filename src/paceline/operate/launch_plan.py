@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from paceline.config import AUTO, RANDOM_WEIGHTS, read_settings
+from paceline.config import AUTO, RANDOM_WEIGHTS, Setting, read_settings
 from paceline.config.resolve import RunConfig
 from paceline.engines import NETWORK_ENGINES
 from paceline.errors import InputError
@@ -187,7 +187,35 @@ def errand(
 ) -> Errand:
     """The run that a recipe and flags ask for. Raises InputError for what could not run."""
     settings = read_settings(recipe, overrides, flags=flags)
+    engine = str(settings["engine.name"].value)
+
+    def of_engine(key: str, *, default: str) -> str:
+        name = f"engine.{engine}.{key}"
+        return str(settings[name].value) if name in settings else default
+
     config = asked(settings, recipe=recipe, wheel_round=wheel_round).config
+    words, files = _words_and_files(settings, overrides, flags)
+    place = out if out is not None else _new_name(config.benchmark, engine)
+    run_dir = place.expanduser().resolve()
+    RunDir.require_free(run_dir)
+    return Errand(
+        words=tuple(words),
+        recipe=None if recipe is None else recipe.resolve(),
+        run_dir=run_dir,
+        engine=engine,
+        model_engine=of_engine("engine", default=engine),
+        benchmark=config.benchmark,
+        files=files,
+        is_resumed=False,
+        ray_address=of_engine("address", default=""),
+        notes=_missing(list(files.values())),
+    )
+
+
+def _words_and_files(
+    settings: Mapping[str, Setting], overrides: Sequence[str], flags: Mapping[str, Any]
+) -> tuple[list[str], dict[str, Path]]:
+    """The words of the run but for its files, and the files, absolute."""
     words = [
         word
         for key, flag in _FLAGS.items()
@@ -205,21 +233,7 @@ def errand(
         elif settings[key].origin == "--set":
             words += ["--set", f"{key}={value}"]
     kept = [text for text in overrides if text.partition("=")[0].strip() not in _FILES]
-    words += [word for text in kept for word in ("--set", text)]
-    run_dir = (out if out is not None else _new_name(config)).expanduser().resolve()
-    RunDir.require_free(run_dir)
-    return Errand(
-        words=tuple(words),
-        recipe=None if recipe is None else recipe.resolve(),
-        run_dir=run_dir,
-        engine=config.engine,
-        model_engine=str(getattr(config.engine_config, "engine", config.engine)),
-        benchmark=config.benchmark,
-        files=files,
-        is_resumed=False,
-        ray_address=str(getattr(config.engine_config, "address", "")),
-        notes=_missing(list(files.values())),
-    )
+    return words + [word for text in kept for word in ("--set", text)], files
 
 
 def errand_of(run_dir: Path) -> Errand:
@@ -248,9 +262,9 @@ def errand_of(run_dir: Path) -> Errand:
     )
 
 
-def _new_name(config: RunConfig) -> Path:
+def _new_name(benchmark: str, engine: str) -> Path:
     now = datetime.datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
-    return Path("runs") / f"{now}-{config.benchmark}-{config.engine}"
+    return Path("runs") / f"{now}-{benchmark}-{engine}"
 
 
 def _missing(reads: Sequence[Path]) -> tuple[str, ...]:

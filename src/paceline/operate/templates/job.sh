@@ -48,7 +48,7 @@ stop() { # the time limit is near, or the job is being taken away
 trap finish EXIT
 trap stop TERM INT USR1
 
-say "job $JOB on ${NODES[*]}"
+say "job $JOB on ${NODES[*]}${SLURM_RESTART_COUNT:+, restart $SLURM_RESTART_COUNT}"
 @@{ray}
 if [ -f "$RUN_DIR/manifest.json" ]; then
     say "resuming the run in $RUN_DIR"

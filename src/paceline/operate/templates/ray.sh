@@ -32,6 +32,9 @@ collect() { # Ray's own logs of each node, and nothing of it left behind there
         "${AT[@]}" tar -C "$RAY_TEMP" -czhf "$JOB_DIR/ray-session-$JOB-$node.tar.gz" \
             --ignore-failed-read session_latest/logs ||
             say "Ray's logs of $node could not be collected"
+    done
+    for node in "${NODES[@]}"; do
+        at "$node"
         "${AT[@]}" rm -rf "$RAY_TEMP"
     done
 }
