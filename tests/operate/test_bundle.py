@@ -171,6 +171,16 @@ def test_another_python_than_the_wheels_are_for_is_refused(tmp_path: Path) -> No
     assert "there is no Python 3.99 here" in got.stderr
 
 
+def test_a_place_inside_the_bundle_is_refused(tmp_path: Path) -> None:
+    order = an_order(tmp_path)
+    fill(order)
+    command = ["sh", "install.sh", "here"]
+    got = subprocess.run(command, cwd=order.out, capture_output=True, text=True)
+    assert got.returncode == 2
+    assert "lies in the bundle" in got.stderr
+    assert not (order.out / "here").exists()
+
+
 def test_the_scripts_are_clean_and_quote_what_they_were_given(tmp_path: Path) -> None:
     order = an_order(tmp_path)
     fill(order)

@@ -10,12 +10,21 @@ set -eu
 
 bundle=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd)
 prefix=${1:-$HOME/paceline}
+case $prefix in
+/*) ;;
+*) prefix=$PWD/$prefix ;;
+esac
 cd "$bundle"
 
 fail() {
     printf 'error: %s\n  Next: %s\n' "$1" "$2" >&2
     exit 2
 }
+
+case $prefix/ in
+"$bundle"/*) fail "$prefix lies in the bundle, which stays as it was carried." \
+    "sh install.sh PREFIX, a folder elsewhere" ;;
+esac
 
 machine='@@{machine}'
 if [ -n "$machine" ] && [ "$(uname -m)" != "$machine" ]; then
