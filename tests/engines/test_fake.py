@@ -143,6 +143,9 @@ def test_answers_of_a_file_that_is_no_dataset_are_refused(tmp_path: Path) -> Non
     bad.write_bytes(b"no parquet")
     with pytest.raises(InputError, match=r"answers\.parquet"):
         answers(FakeConfig(answers=str(bad)), requests(1))
+    pq.write_table(pa.table({"other": [1]}), bad)
+    with pytest.raises(InputError, match=r"answers\.parquet"):
+        answers(FakeConfig(answers=str(bad)), requests(1))
 
 
 def test_prompts_that_a_file_has_not_are_answered_by_the_formula_and_counted(

@@ -56,7 +56,7 @@ def test_an_engine_whose_answers_are_due_within_microseconds_goes_on(
 ) -> None:
     config = FakeConfig(tokens_per_second=pace, output_len=20)
     found = measured(config, in_flight=in_flight, seconds=0.3)
-    assert found.answered > 500
+    assert found.answered > 50
 
 
 def test_the_native_engine_is_measured_and_then_empty(tmp_path: Path) -> None:

@@ -114,6 +114,7 @@ def test_a_bundle_that_was_broken_off_goes_on_and_a_changed_file_comes_anew(tmp_
     assert weights.read_bytes() == b"others!" * 1000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["hardlink", "symlink"])
 def test_large_files_can_be_linked(how: str, tmp_path: Path) -> None:
     order = an_order(tmp_path)

@@ -51,6 +51,7 @@ class Crowded:
         return reply
 
 
+@pytest.mark.slow
 def test_a_known_optimum_is_found_in_few_trials_and_confirmed(
     paceline: Paceline, tmp_path: Path
 ) -> None:

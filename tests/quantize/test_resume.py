@@ -8,10 +8,12 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from toys import calibration_of, save_llama
 
 from paceline.quantize import QuantizeOptions, quantize
@@ -29,6 +31,8 @@ import sys
 sys.path[:0] = [sys.argv[3], sys.argv[3] + "/.."]
 from pathlib import Path
 from test_resume import SHARD_BYTES, run
+import torch
+torch.set_num_threads(1)
 import paceline.quantize.store
 paceline.quantize.store.SHARD_BYTES = SHARD_BYTES
 run(Path(sys.argv[1]), Path(sys.argv[2]))
@@ -37,6 +41,15 @@ run(Path(sys.argv[1]), Path(sys.argv[2]))
 
 class Stopped(Exception):
     """Stands for Ctrl-C and a full disk."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Sums are in another order with another number of threads, and tests before may set it."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -214,13 +214,15 @@ def _read_answers(path: Path) -> dict[bytes, TokenIds]:
     import pyarrow.parquet as pq  # heavy, and only this setting of the engine needs it
 
     try:
-        table = pq.read_table(path, columns=["tok_input", "tok_output"])
+        # Without threads, which may outlive a short command; see mlperf.dataset.
+        with pq.ParquetFile(path, pre_buffer=False) as file:
+            table = file.read(columns=["tok_input", "tok_output"], use_threads=False)
+        prompts, answers = (table[name].to_pylist() for name in ("tok_input", "tok_output"))
     except (OSError, ValueError, KeyError) as error:  # pyarrow errors derive from these
         raise InputError(
             f"engine.fake.answers: cannot read tok_input and tok_output from {path}: {error}"
         ) from error
-    prompts = table["tok_input"].to_pylist()
     return {
         np.asarray(prompt, np.int32).tobytes(): np.asarray(answer, np.int32)
-        for prompt, answer in zip(prompts, table["tok_output"].to_pylist(), strict=True)
+        for prompt, answer in zip(prompts, answers, strict=True)
     }

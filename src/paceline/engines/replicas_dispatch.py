@@ -261,7 +261,7 @@ class Pool:
     def _room(self, member: Member) -> int:
         """How many more samples a replica may have."""
         # What two messages bring: one is on its way while the next is made.
-        lasting = max(2 * member.per_message, member.rate * self._policy.lag_s)
+        lasting = max(2 * (member.per_message - 1), member.rate * self._policy.lag_s)
         reserve = max(member.reserve, math.ceil(lasting))
         room = member.capacity + reserve - len(member.held)
         if member.waiting:

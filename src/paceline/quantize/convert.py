@@ -2,8 +2,8 @@
 
 The host holds one block, the shard in the making and, while it calibrates, the hidden states of
 the calibration set; the device one block. Every rounding is to nearest, nothing is drawn at
-random, and sums are taken in a fixed order: the same inputs on the same machine give the same
-bytes.
+random, and sums are taken in a fixed order: the same inputs on the same machine with the same
+number of threads give the same bytes.
 """
 
 from __future__ import annotations
