@@ -61,6 +61,7 @@ def test_a_submitted_job_is_followed_to_its_verdict(
     assert "COMPLETED" in again.err
 
 
+@pytest.mark.slow
 def test_a_requeued_job_resumes_its_accuracy_run_in_the_same_log(
     slurm: SlurmCluster, paceline: Paceline, tmp_path: Path
 ) -> None:

@@ -37,7 +37,8 @@ def test_a_percentile_is_numpys_to_a_bin_however_the_pieces_are_cut(
     every = np.concatenate(pieces)
     exact = float(np.percentile(every, percent, method="inverted_cdf"))
     bin_width = histogram.bound / NUM_BINS
-    assert exact - 1e-5 <= histogram.percentile(percent) <= exact + bin_width + 1e-5
+    slack = 1e-5 + 1e-6 * exact  # the histogram holds float32
+    assert exact - slack <= histogram.percentile(percent) <= exact + bin_width + slack
     assert histogram.percentile(100.0) == pytest.approx(float(every.max()))
 
 
