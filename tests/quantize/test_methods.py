@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from toys import calibration_of, save_llama
 
@@ -25,20 +25,24 @@ CPU = torch.device("cpu")
 
 
 @given(st.lists(st.integers(1, 400), min_size=1, max_size=6), st.floats(0.5, 99.99))
+@example([1, 124, 400, 400, 400], 99.9375)
 @settings(max_examples=60, deadline=None)
 def test_a_percentile_is_numpys_to_a_bin_however_the_pieces_are_cut(
     sizes: list[int], percent: float
 ) -> None:
     rng = np.random.default_rng(sum(sizes))
-    pieces = [np.abs(rng.standard_normal(size) * 3.0**i) for i, size in enumerate(sizes)]
+    # In float32, as the histogram has them: near 300 it is 3e-5 from one number to the next.
+    pieces = [
+        np.abs(rng.standard_normal(size) * 3.0**i).astype(np.float32)
+        for i, size in enumerate(sizes)
+    ]
     histogram = Histogram()
     for piece in pieces:
-        histogram.add(torch.from_numpy(piece).float())
+        histogram.add(torch.from_numpy(piece))
     every = np.concatenate(pieces)
     exact = float(np.percentile(every, percent, method="inverted_cdf"))
     bin_width = histogram.bound / NUM_BINS
-    slack = 1e-5 + 1e-6 * exact  # the histogram holds float32
-    assert exact - slack <= histogram.percentile(percent) <= exact + bin_width + slack
+    assert exact - 1e-5 <= histogram.percentile(percent) <= exact + bin_width + 1e-5
     assert histogram.percentile(100.0) == pytest.approx(float(every.max()))
 
 
