@@ -17,7 +17,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from paceline.native import attention, decode_sm89, fused, gemm, packed, prefill, rotary, sample
+from paceline.native import (
+    attention,
+    decode_sm89,
+    fused,
+    gemm,
+    packed,
+    packed_sm90,
+    prefill,
+    rotary,
+    sample,
+)
 from paceline.native.fused import FP8_DTYPE, Quantized, Target
 from paceline.native.rotary import KVScale, RopeConfig
 
@@ -253,7 +263,7 @@ def check_packed_linear(case: Case) -> None:
     tokens, out = case.rng.randint(1, 150), case.rng.randint(1, 200)
     weight = packed.PackedWeight(
         torch.randint(0, 256, (out, width // 2), dtype=torch.uint8).to(case.device),
-        (torch.rand(out, width // group) + 0.5).to(torch.bfloat16).to(case.device),
+        (torch.rand(width // group, out) + 0.5).to(torch.bfloat16).to(case.device),
         (torch.rand(out) + 0.5).to(case.device) if kind == "fp4" else None,
         kind,
         packed.block_len_of(width, group),
@@ -266,6 +276,32 @@ def check_packed_linear(case: Case) -> None:
     got = packed.packed_linear(x, weight, dtype)
     want = packed.packed_linear_ref(x, weight, dtype)
     close(got, want, relative=1e-2 if case.is_gpu else 1e-5, name=f"packed_linear {kind} {is_fp8}")
+
+
+def check_packed_sm90(case: Case) -> None:
+    if not case.is_gpu or torch.cuda.get_device_capability() != (9, 0):
+        return
+    group = 128 * case.rng.choice([1, 1, 2, 4])
+    width, out = group * case.rng.randint(1, 9), 8 * case.rng.randint(1, 90)
+    # More tiles than programs as well, so that a program goes from one to the next.
+    tokens = case.rng.choice([65, 128, case.rng.randint(66, 400), 128 * 23])
+    scale_dtype = case.rng.choice([torch.bfloat16, torch.float16, torch.float32])
+    weight = packed.PackedWeight(
+        torch.randint(0, 256, (out, width // 2), dtype=torch.uint8, device=case.device),
+        (torch.rand(width // group, out, device=case.device) + 0.5).to(scale_dtype),
+        None,
+        "int4",
+        128,
+        takes_fp8=True,
+    )
+    values = case.normal(tokens, width, dtype=torch.bfloat16, std=4.0)
+    x = fused.quantize_rows_ref(values, target=Target(True))
+    for dtype in (torch.bfloat16, torch.float16):
+        got = _poisoned((tokens, out), dtype=dtype, device=case.device)
+        assert packed_sm90.can_run(x.codes_TD, weight.scale_GN, got)
+        packed_sm90.launch(x.codes_TD, x.scale, weight.packed, weight.scale_GN, got)
+        want = packed.packed_linear_ref(x, weight, torch.float32)
+        close(got, want, relative=1e-2, name=f"packed_sm90 {tokens}x{out}x{width}, {group}")
 
 
 CHECKS: dict[str, Callable[[Case], None]] = {

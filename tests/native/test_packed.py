@@ -16,7 +16,7 @@ def test_a_laid_out_weight_has_the_values_that_were_stored(block: int) -> None:
     scale_NG = torch.rand(6, 2) + 0.5
     stored = pack_nibbles((value_NK + 8).to(torch.uint8))
     weight = packed.PackedWeight(
-        packed.lay_out(stored, block, "int4"), scale_NG, None, "int4", block
+        packed.lay_out(stored, block, "int4"), scale_NG.t(), None, "int4", block
     )
     want_NK = value_NK * scale_NG.repeat_interleave(128, dim=1)
     assert torch.equal(packed.widen(weight), want_NK)

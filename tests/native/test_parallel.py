@@ -26,6 +26,25 @@ def test_two_ranks_give_the_ids_of_one(tmp_path: Path) -> None:
     assert [results[i].token_ids for i in range(5)] == [greedy(model, p, 8) for p in prompts]
 
 
+@pytest.mark.gpu
+def test_two_gpus_give_the_ids_of_one(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    if torch.cuda.device_count() < 2:
+        pytest.skip("one GPU here; this needs two")
+    model = save_toy(tmp_path)
+    prompts = random_prompts(12, vocab_size=320)
+    results, _ = run(
+        requests_of(prompts, 8),
+        weights=str(tmp_path),
+        device="cuda",
+        dtype="float32",
+        kv_pages=40,
+        tensor_parallel=2,
+        **SMALL,
+    )
+    assert [results[i].token_ids for i in range(12)] == [greedy(model, p, 8) for p in prompts]
+
+
 def test_a_rank_that_dies_ends_the_run_in_an_error(tmp_path: Path) -> None:
     save_toy(tmp_path)
     engine = Engine(EngineConfig(weights=str(tmp_path), tensor_parallel=2, kv_pages=40, **SMALL))

@@ -2,6 +2,7 @@
 
     packed_linear_ref   the definition, in plain PyTorch
     _packed_linear      the Triton kernel
+    packed_sm90         for FP8 activations on Hopper, in CUDA C++
     packed_linear       what `gemm.linear` calls: checks arguments, launches
 
 FP8 activations (w4a8): a code of int4 is an e4m3 number as it is, so the product of codes runs on
@@ -29,6 +30,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from paceline.native import packed_sm90
 from paceline.native.compiler import HAS_TRITON, tl, triton, uses_kernel
 from paceline.native.formats import fp4_values, unpack_nibbles
 from paceline.native.fused import Quantized
@@ -56,14 +58,14 @@ class PackedWeight:
     """A weight of four bits: value = code * (scale * row_scale).
 
     packed      (N, K / 2) uint8, as `lay_out` leaves it, with its `kind` and `block_len`
-    scale_NG    (N, G) any float type
+    scale_GN    (G, N) any float type
     row_scale_N (N,) float32, or None for 1
     kind        int4 or fp4
     takes_fp8   activations come as FP8 codes
     """
 
     packed: Tensor
-    scale_NG: Tensor
+    scale_GN: Tensor
     row_scale_N: Tensor | None
     kind: str
     block_len: int
@@ -75,7 +77,7 @@ class PackedWeight:
 
     @property
     def group_len(self) -> int:
-        return self.width // int(self.scale_NG.shape[1])
+        return self.width // int(self.scale_GN.shape[0])
 
 
 def block_len_of(width: int, group_len: int) -> int:
@@ -107,7 +109,7 @@ def _codes(weight: PackedWeight) -> Tensor:
 
 
 def _scales(weight: PackedWeight) -> Tensor:
-    scale_NG = weight.scale_NG.float()
+    scale_NG = weight.scale_GN.t().float()
     return scale_NG if weight.row_scale_N is None else scale_NG * weight.row_scale_N[:, None]
 
 
@@ -210,7 +212,7 @@ def _packed_linear(
     is_n, is_t = n < num_out, t < num_tokens
     row_ptrs = packed_ptr + n.to(tl.int64)[:, None] * (width // 2) + half[None, :]
     x_ptrs = x_ptr + t.to(tl.int64)[None, :] * width + half[:, None]
-    scale_row_ptr = scale_ptr + n.to(tl.int64) * (width // GROUP)
+    scale_column_ptr = scale_ptr + n.to(tl.int64)
     row_scale = tl.zeros([TILE_N], tl.float32)
     if HAS_ROW_SCALE:
         row_scale = tl.load(row_scale_ptr + n, mask=is_n, other=0.0)
@@ -223,11 +225,12 @@ def _packed_linear(
             low, high = _int4_to_e4m3(byte, IS_ASM)
             part_NT = tl.dot(low, x_low)
             part_NT = tl.dot(high, x_high, part_NT)
-            scale = tl.load(scale_row_ptr + start // GROUP, mask=is_n, other=0.0).to(tl.float32)
-            sum_NT += part_NT * (scale * 512.0)[:, None]
+            scale = tl.load(scale_column_ptr + start // GROUP * num_out, mask=is_n, other=0.0)
+            sum_NT += part_NT * (scale.to(tl.float32) * 512.0)[:, None]
         else:
-            low_ptrs = scale_row_ptr[:, None] + (start + half[None, :]) // GROUP
-            high_ptrs = scale_row_ptr[:, None] + (start + HALF + half[None, :]) // GROUP
+            low_group, high_group = (start + half) // GROUP, (start + HALF + half) // GROUP
+            low_ptrs = scale_column_ptr[:, None] + low_group[None, :] * num_out
+            high_ptrs = scale_column_ptr[:, None] + high_group[None, :] * num_out
             low = _widened(byte & 0xF, low_ptrs, row_scale, is_n[:, None], KIND, HAS_ROW_SCALE)
             high = _widened(byte >> 4, high_ptrs, row_scale, is_n[:, None], KIND, HAS_ROW_SCALE)
             sum_NT = tl.dot(low.to(x_low.dtype), x_low, sum_NT, input_precision="ieee")
@@ -268,14 +271,17 @@ def packed_linear(x: Tensor | Quantized, weight: PackedWeight, out_dtype: torch.
         )
     num_tokens, num_out = rows_TK.shape[0], weight.packed.shape[0]
     out_TN = torch.empty((num_tokens, num_out), dtype=out_dtype, device=rows_TK.device)
+    if isinstance(x, Quantized) and packed_sm90.can_run(rows_TK, weight.scale_GN, out_TN):
+        packed_sm90.launch(rows_TK, x.scale, weight.packed, weight.scale_GN, out_TN)
+        return out_TN
     tile_t = next((tile for tile in _TILES_T if tile >= num_tokens), _TILES_T[-1])
     grid = (-(-num_out // _TILE_N) * -(-num_tokens // tile_t),)
     _packed_linear[grid](
         rows_TK,
         x.scale if isinstance(x, Quantized) else rows_TK,
         weight.packed,
-        weight.scale_NG,
-        weight.scale_NG if weight.row_scale_N is None else weight.row_scale_N,
+        weight.scale_GN,
+        weight.scale_GN if weight.row_scale_N is None else weight.row_scale_N,
         out_TN,
         num_tokens,
         num_out,

@@ -183,7 +183,8 @@ def _packed(parts: list[Part]) -> PackedWeight:
         ).contiguous()
     stored, scale_NG = _stack([part.weight_NK for part in parts]), _stack(scales)
     block = block_len_of(2 * stored.shape[1], 2 * stored.shape[1] // scale_NG.shape[1])
-    return PackedWeight(lay_out(stored, block, kind), scale_NG, row_scale_N, kind, block)
+    scale_GN = scale_NG.t().contiguous()
+    return PackedWeight(lay_out(stored, block, kind), scale_GN, row_scale_N, kind, block)
 
 
 def _per_channel(part: Part) -> tuple[Tensor, Tensor]:
