@@ -24,7 +24,7 @@ LATE_IMPORTS = (
     "engines/",
     "native/",
     "harness/loadgen.py",
-    "mlperf/tokenizer.py",
+    "mlperf/late.py",
     "cli/",
     "operate/tuner.py",
 )
