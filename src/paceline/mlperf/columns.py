@@ -1,4 +1,8 @@
-"""The ten columns of a frame of samples."""
+"""The ten columns of a frame of samples: those of the reference's pickle.
+
+So a tool for the one reads the other; token ids are int32 arrays rather than lists of Python
+integers, which take nine times the memory.
+"""
 
 from __future__ import annotations
 

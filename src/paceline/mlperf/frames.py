@@ -1,9 +1,4 @@
-"""The frame of samples: its ten columns, how it is written, and the demo's own frame.
-
-The columns are those of the reference's pickle, so that a tool for the one reads the other;
-token ids are int32 arrays rather than lists of Python integers, which take nine times the
-memory.
-"""
+"""How a frame of samples is made and written, and the demo's own frame."""
 
 from __future__ import annotations
 
