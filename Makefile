@@ -18,7 +18,7 @@ demo: .venv/.demo
 	$(BIN)/paceline run recipes/laptop-demo.toml
 
 test: lint
-	$(BIN)/python -m pytest -n 2 -m "not slow" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" $(PYTEST_ARGS)
 
 lint: .venv/.dev
 	$(BIN)/ruff format --check src tests tools

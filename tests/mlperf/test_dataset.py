@@ -18,13 +18,14 @@ from hypothesis import strategies as st
 
 from paceline.errors import DataError
 from paceline.mlperf import rules
+from paceline.mlperf.columns import FRAME_SCHEMA
 from paceline.mlperf.dataset import (
     PUBLISHED_MD5,
     describe_dataset,
     load_dataset,
     verify_dataset,
 )
-from paceline.mlperf.frames import FRAME_SCHEMA, write_frame
+from paceline.mlperf.frames import write_frame
 
 
 def _frame(**changes: object) -> pd.DataFrame:

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from paceline.errors import CheckpointError, DataError
-from paceline.mlperf.frames import FRAME_SCHEMA, build_chat_frame, write_frame
+from paceline.mlperf.columns import FRAME_SCHEMA
+from paceline.mlperf.frames import build_chat_frame, write_frame
 from paceline.mlperf.orca import OrcaSpec, bench_data_build, build_frame, build_openorca, scan_rows
 from paceline.mlperf.orca_bench import train_llama_tokenizer, write_raw_rows
 from paceline.mlperf.tokens import TokenCounter, load_llama_tokenizer

@@ -16,8 +16,8 @@ import typer
 from paceline import config, harness
 from paceline.cli.screen import Bar, RunScreen, table, verdict_text
 from paceline.errors import RunDirError
-from paceline.harness import bench, loadgen
-from paceline.mlperf import dataset, orca, rules, scoring, synthetic
+from paceline.harness import loadgen
+from paceline.mlperf import dataset, rules
 from paceline.rundir import RunDir
 
 __all__ = [
@@ -155,6 +155,8 @@ def data_build(
     parquet: Path, tokenizer: Path, out: Path, *, samples: int, calibration: int, as_json: bool
 ) -> None:
     """`paceline data build`."""
+    from paceline.mlperf import orca
+
     spec = orca.OrcaSpec(num_samples=samples, num_calibration=calibration)
     with Bar("data build") as bar:
         report = orca.build_openorca(
@@ -203,6 +205,8 @@ def data_describe(path: Path | None, *, trust_pickle: bool, as_json: bool) -> No
 
 def data_synthetic(out: Path, samples: int) -> None:
     """`paceline data synthetic`."""
+    from paceline.mlperf import synthetic
+
     made = synthetic.build_synthetic(out, samples)
     typer.echo(f"{made}: {samples} samples of no meaning; answers in tok_output.")
     typer.echo(
@@ -213,16 +217,22 @@ def data_synthetic(out: Path, samples: int) -> None:
 
 def bench_harness(samples: int, tokens: int, *, as_json: bool) -> None:
     """`paceline bench harness`."""
+    from paceline.harness import bench
+
     print_facts(bench.bench_harness(samples, tokens), as_json=as_json)
 
 
 def bench_scoring(samples: int, words: int, *, as_json: bool) -> None:
     """`paceline bench scoring`."""
+    from paceline.mlperf import scoring
+
     print_facts(scoring.bench_scoring(samples, words), as_json=as_json)
 
 
 def bench_data(rows: int, *, as_json: bool) -> None:
     """`paceline bench data`."""
+    from paceline.mlperf import orca
+
     print_facts(orca.bench_data_build(rows), as_json=as_json)
 
 

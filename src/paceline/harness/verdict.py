@@ -12,7 +12,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from paceline.config import RunConfig
 from paceline.errors import DataError
@@ -183,17 +186,22 @@ def judge_compliance(config: RunConfig, run: RunDir) -> dict[str, Any]:
     }
 
 
+def _arrow(values: NDArray[Any]) -> pa.Array:
+    """Numbers as Arrow's; pa.array imports pandas where there is one."""
+    data = pa.py_buffer(np.ascontiguousarray(values))
+    return pa.Array.from_buffers(pa.from_numpy_dtype(values.dtype), len(values), [None, data])
+
+
 def _write_scores(path: Path, score: Score) -> None:
     """Per-sample figures, for whoever wants to look at the worst ones."""
-    frame = pd.DataFrame(
-        {
-            "sample_index": score.sample_index,
-            "rouge1": score.per_sample[:, 0],
-            "rouge2": score.per_sample[:, 1],
-            "rougeL": score.per_sample[:, 2],
-            "num_tokens": score.num_tokens,
-        }
-    )
+    columns = {
+        "sample_index": score.sample_index,
+        "rouge1": score.per_sample[:, 0],
+        "rouge2": score.per_sample[:, 1],
+        "rougeL": score.per_sample[:, 2],
+        "num_tokens": score.num_tokens,
+    }
+    table = pa.table({name: _arrow(values) for name, values in columns.items()})
     buffer = io.BytesIO()
-    frame.to_parquet(buffer, index=False)
+    pq.write_table(table, buffer)
     write_atomically(path, buffer.getvalue())

@@ -1,9 +1,4 @@
-"""The frame of samples: its ten columns, how it is written, and the demo's own frame.
-
-The columns are those of the reference's pickle, so that a tool for the one reads the other;
-token ids are int32 arrays rather than lists of Python integers, which take nine times the
-memory.
-"""
+"""How a frame of samples is made and written, and the demo's own frame."""
 
 from __future__ import annotations
 
@@ -20,9 +15,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from paceline.errors import DataError, EnvironmentProblem
+from paceline.mlperf.columns import FRAME_SCHEMA
 
 __all__ = [
-    "FRAME_SCHEMA",
     "build_chat_frame",
     "chat_prompt",
     "make_frame",
@@ -30,21 +25,6 @@ __all__ = [
     "token_arrays",
     "write_frame",
 ]
-
-FRAME_SCHEMA = pa.schema(
-    [
-        ("id", pa.string()),
-        ("system_prompt", pa.string()),
-        ("question", pa.string()),
-        ("output", pa.string()),
-        ("input", pa.string()),
-        ("tok_input", pa.list_(pa.int32())),
-        ("tok_output", pa.list_(pa.int32())),
-        ("origin", pa.string()),
-        ("tok_input_length", pa.int64()),
-        ("tok_output_length", pa.int64()),
-    ]
-)
 
 _RECORD_KEYS = ("id", "system_prompt", "question", "response")
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)

@@ -25,11 +25,11 @@ from itertools import pairwise
 from typing import TypeVar
 
 import numpy as np
-from nltk.stem.porter import PorterStemmer
 from numpy.typing import NDArray
 from rapidfuzz.distance import LCSseq
 
 from paceline.errors import EnvironmentProblem
+from paceline.mlperf.late import porter_stem
 
 __all__ = ["METRICS", "rouge_scores"]
 
@@ -45,7 +45,6 @@ _PAIRS_PER_PROCESS_MIN = 2000
 _CHUNK_PAIRS = 512
 # Some 200 bytes each. A full OpenOrca run has fewer distinct words than this.
 _CACHED_STEMS_MAX = 500_000
-_stem = lru_cache(maxsize=_CACHED_STEMS_MAX)(PorterStemmer().stem)
 
 _K = TypeVar("_K")
 
@@ -117,6 +116,11 @@ def _in_processes(
         finally:
             # After Ctrl-C the samples that nobody waits for are not scored.
             pool.shutdown(wait=False, cancel_futures=True)
+
+
+@lru_cache(maxsize=_CACHED_STEMS_MAX)
+def _stem(word: str) -> str:
+    return porter_stem()(word)
 
 
 def _num_cores() -> int:

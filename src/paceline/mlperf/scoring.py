@@ -15,12 +15,12 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-import nltk
 import numpy as np
 from numpy.typing import NDArray
 
 from paceline.errors import DataError
 from paceline.mlperf.accuracy_log import AccuracyLog, Finding
+from paceline.mlperf.late import split_sentences
 from paceline.mlperf.rouge import METRICS, rouge_scores
 
 __all__ = ["Score", "accuracy_text", "bench_scoring", "score_accuracy"]
@@ -218,11 +218,10 @@ def _mean_percent(scores: NDArray[np.float64]) -> float:
 
 
 def _gen_len(answers: Sequence[str]) -> int:
-    try:
-        nltk.data.find("tokenizers/punkt_tab/english")
-    except LookupError:
+    split = split_sentences()
+    if split is None:
         return sum(map(len, answers))
-    return sum(len("\n".join(nltk.sent_tokenize(text))) for text in answers)
+    return sum(len("\n".join(split(text))) for text in answers)
 
 
 def _listed(indices: Sequence[int]) -> str:

@@ -14,17 +14,23 @@ ggml-org/llama.cpp src/llama-vocab.cpp, LLAMA_VOCAB_PRE_TYPE_SMOLLM.
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from paceline.errors import CheckpointError, MissingExtraError
+from paceline.errors import CheckpointError
+from paceline.mlperf.gguf_keys import read_gguf_keys
 
 __all__ = ["TextTokenizer", "load_tokenizer"]
 
+_GGUF_KEYS = (
+    "tokenizer.ggml.model",
+    "tokenizer.ggml.tokens",
+    "tokenizer.ggml.token_type",
+    "tokenizer.ggml.merges",
+)
 # ggml's token types: 3 is a control token, 4 user defined.
 _SPECIAL_TYPES = frozenset({3, 4})
 _CONTROL_TYPE = 3
@@ -87,20 +93,10 @@ def load_tokenizer(path: Path) -> TextTokenizer:
 
 
 def _from_gguf(path: Path) -> Tokenizer:
-    if importlib.util.find_spec("gguf") is None:
-        raise MissingExtraError(
-            f"Reading {path.name} needs the package gguf.",
-            hint="pip install 'paceline[demo]' -c constraints.txt",
-        )
-    import gguf
-
     try:
-        fields = gguf.GGUFReader(path).fields
-        kind = fields["tokenizer.ggml.model"].contents()
-        tokens = fields["tokenizer.ggml.tokens"].contents()
-        types = fields["tokenizer.ggml.token_type"].contents()
-        merges = [tuple(merge.split(" ")) for merge in fields["tokenizer.ggml.merges"].contents()]
-    except (KeyError, ValueError, IndexError, OSError) as error:
+        fields = read_gguf_keys(path, _GGUF_KEYS)
+        kind, tokens, types, merges = (fields[key] for key in _GGUF_KEYS)
+    except (KeyError, ValueError, OSError) as error:
         raise CheckpointError(
             f"{path} is not a GGUF file with a tokenizer: {error}.", hint="check the download"
         ) from error
@@ -109,7 +105,7 @@ def _from_gguf(path: Path) -> Tokenizer:
             f"{path} has a '{kind}' tokenizer; only byte-level BPE ('gpt2') is read from GGUF.",
             hint="--set data.tokenizer=PATH to the model's tokenizer.json",
         )
-    return _byte_level_bpe(tokens, types, merges)
+    return _byte_level_bpe(tokens, types, [tuple(merge.split(" ")) for merge in merges])
 
 
 def _byte_level_bpe(
