@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from support import Paceline
 
-from paceline.config import embedded_model
+from paceline.config import demo_dataset, embedded_model
 from paceline.mlperf.tokenizer import load_tokenizer
 
 CASES = {
@@ -41,6 +42,44 @@ def test_a_format_runs_on_both_engines_and_reads_well(
         made = json.loads((tmp_path / engine / "manifest.json").read_text())
         assert made["tests"]["accuracy"]["engine"]["checkpoint_format"] == name
         assert "calibration.md" in made["model"]["files"]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["fp8", "w4a16"])
+def test_another_loader_reads_the_folder_alone_and_answers_alike(
+    paceline: Paceline, tmp_path: Path, name: str
+) -> None:
+    """transformers with compressed-tensors, as vLLM would: it has OUT and nothing of ours."""
+    calibrate = CASES[name][-2:]
+    assert paceline("quantize", "embedded", "out", "--format", name, *calibrate).code == 0
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+    from paceline.engines.reference import load_model
+
+    folder = tmp_path / "out"
+    config = AutoConfig.from_pretrained(folder)
+    assert config.architectures == ["LlamaForCausalLM"]
+    assert config.rope_parameters["rope_theta"] == 100_000
+    shape = (config.vocab_size, config.hidden_size, config.head_dim, config.num_key_value_heads)
+    assert shape == (49_152, 576, 64, 3)
+    assert config.tie_word_embeddings
+    assert config.dtype == torch.bfloat16
+    assert GenerationConfig.from_pretrained(folder).eos_token_id == 2
+    samples = pd.read_parquet(demo_dataset())
+    prompts = [list(map(int, ids)) for ids in samples["tok_input"]]
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert tokenizer(samples["input"].tolist()).input_ids == prompts
+    theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    ours, _ = load_model(folder, "float32", "cpu", torch)
+    for prompt in prompts[:6]:
+        ids = torch.tensor([prompt])
+        limits = {"max_new_tokens": 32, "do_sample": False, "eos_token_id": 2, "pad_token_id": 2}
+        with torch.inference_mode():
+            answers = [model.generate(ids, **limits)[0].tolist() for model in (theirs, ours)]
+        assert answers[0] == answers[1]
+        assert len(answers[0]) > len(prompt) + 1
 
 
 @pytest.mark.slow

@@ -11,13 +11,15 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from toys import calibration_of, save_llama
 
+from paceline.engines.reference_quantized import round_fp8
 from paceline.native.formats import fp4_values, pack_nibbles, power_of_two, unpack_nibbles
 from paceline.native.model import ModelConfig
 from paceline.quantize import smooth
 from paceline.quantize.calibrate import Calibration
-from paceline.quantize.encode import Grid, round_codes
+from paceline.quantize.encode import Grid, read_by_token, round_codes
 from paceline.quantize.forward import block_forward
 from paceline.quantize.gptq import gptq
+from paceline.quantize.layers import GROUPS
 from paceline.quantize.source import InputCheckpoint
 from paceline.quantize.statistics import NUM_BINS, Histogram
 
@@ -113,6 +115,29 @@ def test_gptq_lowers_the_error_of_the_layers_output(name: str) -> None:
     assert output_error(*gptq(weight, x.t() @ x, grid, num_tokens=512)) < 0.6 * nearest
 
 
+def test_gptq_makes_up_for_the_rounding_of_inputs() -> None:
+    """One scale a token is set by a wide channel; the narrow ones lose, and others know of them."""
+    torch.manual_seed(8)
+    x = torch.randn(2048, 128) @ torch.randn(128, 128) * 1e-4
+    x[:, 0] = 40.0  # most of the others are under e4m3's least normal number
+    y, weight, grid = read_by_token(x), torch.randn(64, 128), Grid("w4a8", 32)
+
+    def output_error(codes: torch.Tensor, scale: torch.Tensor) -> float:
+        rounded = grid.values(codes.view(64, -1, 32), scale).flatten(1)
+        return float((rounded @ y.t() - weight @ x.t()).square().sum())
+
+    unaware = output_error(*gptq(weight, x.t() @ x, grid, num_tokens=2048))
+    found = gptq(weight, y.t() @ y, grid, num_tokens=2048, crossed_KK=x.t() @ y)
+    assert output_error(*found) < 0.8 * unaware
+
+
+def test_calibration_reads_activations_as_the_reference_engine_does() -> None:
+    x = torch.randn(9, 64, generator=torch.Generator().manual_seed(2))
+    x[4] = 0.0
+    scale = (x.abs().amax(dim=1, keepdim=True) / 448).clamp(min=2.0**-126)
+    assert torch.equal(read_by_token(x), round_fp8(x, scale))
+
+
 def test_gptq_of_inputs_that_do_not_go_together_is_rounding_to_nearest() -> None:
     """With H the identity no error can be made up for by another column."""
     torch.manual_seed(4)
@@ -166,12 +191,12 @@ def test_smoothquant_leaves_the_block_as_it_is_and_evens_its_channels(toy: Path)
     calibration, weights = calibration_on(source, toy), source.layer(0)
     weights["input_layernorm"][5] *= 40.0  # a wide channel, as large models have
     before = outputs(calibration, weights)
-    seen = calibration.observe(weights, keeps_hessian=False, moves_on=False).channel_max()
+    seen = calibration.observe(weights).channel_max()
     smooth.fold(weights, seen, source.config, alpha=0.5)
     after = outputs(calibration, weights)
     for one, other in zip(before, after, strict=True):
         assert torch.allclose(one, other, atol=1e-3 * float(one.abs().max()))
-    now = calibration.observe(weights, keeps_hessian=False, moves_on=False).channel_max()
+    now = calibration.observe(weights).channel_max()
 
     def spread(widths: torch.Tensor) -> float:
         return float(widths.max() / widths.median())
@@ -189,11 +214,32 @@ def test_the_hessian_is_the_sum_of_products_of_inputs(toy: Path) -> None:
 
     for _ in calibration._run(weights, tap):
         pass
-    statistics = calibration.observe(weights, keeps_hessian=True, moves_on=False)
+    statistics = calibration.observe(weights, grams_of=GROUPS)
     for name, hessian in statistics.hessians.items():
         assert torch.allclose(hessian, kept[name].t() @ kept[name], rtol=1e-4, atol=1e-3)
     widest = kept["key"].abs().amax()
     assert statistics.magnitudes["key"].of_values.widest == pytest.approx(float(widest))
+
+
+def test_what_products_read_is_rounded_on_its_way_through_the_block(toy: Path) -> None:
+    """Hessians are of what is read, crossed sums of both, and the outputs those of the engine."""
+    source = InputCheckpoint(toy, CPU)
+    samples, embed = calibration_of(toy), source.top()["model.embed_tokens.weight"]
+    plain = Calibration(samples, source.config, embed)
+    rounding = Calibration(samples, source.config, embed, read=read_by_token)
+    weights = source.layer(0)
+    given: list[torch.Tensor] = []
+    for _ in plain._run(weights, lambda name, x: given.append(x) if name == "qkv" else None):
+        pass
+    x = torch.cat(given)
+    y = read_by_token(x)
+    seen = rounding.observe(weights, grams_of=("qkv",))
+    assert torch.allclose(seen.hessians["qkv"], y.t() @ y, rtol=1e-4, atol=1e-3)
+    assert torch.allclose(seen.crossed["qkv"], x.t() @ y, rtol=1e-4, atol=1e-3)
+    assert set(seen.hessians) == set(seen.crossed) == {"qkv"}
+    assert plain.observe(weights, grams_of=("qkv",)).crossed == {}
+    for one, other in zip(outputs(plain, weights), outputs(rounding, weights), strict=True):
+        assert 1e-4 < float((one - other).norm() / one.norm()) < 0.1
 
 
 def test_a_block_needs_no_more_than_its_tensors(toy: Path) -> None:

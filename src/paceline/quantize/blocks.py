@@ -50,21 +50,27 @@ def round_block(
     group_len = group_len_of(options.format, options.group_len, source.config)
     if calibration is not None:
         if options.smooth_alpha is not None:
-            seen = calibration.observe(weights, keeps_hessian=False, moves_on=False)
+            seen = calibration.observe(weights)
             record.smooth_factors[str(index)] = smooth.fold(
                 weights, seen.channel_max(), source.config, alpha=options.smooth_alpha
             )
         for name in NORMS:
             weights[name] = weights[name].to(dtype).float()
         statistics = calibration.observe(
-            weights, keeps_hessian=options.uses_gptq, moves_on=not options.uses_gptq
+            weights,
+            grams_of=_first_grams(calibration, options),
+            moves_on=not options.uses_gptq,
         )
     stored = {f"{name}.weight": weights[name].to(dtype) for name in NORMS}
     rounded = dict(weights)
     for group, names in GROUPS.items():
         parts = {name: weights[name] for name in names}
         if options.format in PACKED_KINDS:
-            found, values = _four_bits(parts, group, options.format, group_len, statistics)
+            seen_by = statistics
+            if calibration is not None and calibration.is_rounding and group != "qkv":
+                # Behind products that are rounded already, as the engine will read it.
+                seen_by = calibration.observe(rounded, grams_of=(group,))
+            found, values = _four_bits(parts, group, options.format, group_len, seen_by)
             rounded |= values
         else:
             found = _eight_bits(parts, is_per_channel=options.format == "fp8-token")
@@ -75,6 +81,13 @@ def round_block(
             # As in the paper, a block sees what the rounded blocks before it give.
             calibration.advance(rounded)
     return stored
+
+
+def _first_grams(calibration: Calibration, options: QuantizeOptions) -> tuple[str, ...]:
+    """Groups whose Hessian is that of the block before any of it is rounded."""
+    if not options.uses_gptq:
+        return ()
+    return ("qkv",) if calibration.is_rounding else tuple(GROUPS)
 
 
 def _fixed_scales(
@@ -147,8 +160,13 @@ def _codes(
 ) -> tuple[Tensor, Tensor]:
     """Codes (N, K) and stored scales (N, G): by GPTQ where there is a Hessian, else to nearest."""
     if statistics is not None and group in statistics.hessians:
-        hessian_KK = statistics.hessians[group]
-        return gptq(weight_NK, hessian_KK, grid, num_tokens=statistics.num_tokens)
+        return gptq(
+            weight_NK,
+            statistics.hessians[group],
+            grid,
+            num_tokens=statistics.num_tokens,
+            crossed_KK=statistics.crossed.get(group),
+        )
     value_NGL = weight_NK.view(weight_NK.shape[0], -1, grid.group_len)
     importance = None
     if statistics is not None:

@@ -12,7 +12,7 @@ Shape letters (this file)
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ from torch import Tensor
 from paceline.errors import DataError
 from paceline.native.model import ModelConfig
 from paceline.native.rotary import rotary_table
-from paceline.quantize.forward import Tap, block_forward
+from paceline.quantize.forward import Read, Tap, block_forward, whole
 from paceline.quantize.layers import GROUPS
 from paceline.quantize.samples import CalibrationSet
 from paceline.quantize.statistics import Magnitudes
@@ -31,14 +31,20 @@ _STREAMS = (*GROUPS, "key", "value")
 
 
 class BlockStatistics:
-    """What one block's activations are like."""
+    """What one block's activations are like.
 
-    def __init__(self, *, keeps_hessian: bool) -> None:
+    Of the groups in `grams_of`, with x what their products are given and y = read(x):
+    `hessians` are the sums of y y^T, `crossed` those of x y^T (none where y is x).
+    """
+
+    def __init__(self, *, grams_of: Collection[str] = (), read: Read = whole) -> None:
         self.magnitudes = {name: Magnitudes() for name in _STREAMS}
         self.sums_of_squares: dict[str, Tensor] = {}
         self.hessians: dict[str, Tensor] = {}
+        self.crossed: dict[str, Tensor] = {}
         self.num_tokens = 0
-        self._keeps_hessian = keeps_hessian
+        self._grams_of = frozenset(grams_of)
+        self._read = read
 
     def tap(self, name: str, x_TK: Tensor) -> None:
         """Take a sequence's activation."""
@@ -49,11 +55,11 @@ class BlockStatistics:
         before = self.sums_of_squares.get(name)
         # Up to a factor that all channels share: only their ratio is used.
         self.sums_of_squares[name] = square_K if before is None else before + square_K
-        if self._keeps_hessian and name in GROUPS:
-            gram_KK = x_TK.t() @ x_TK
-            self.hessians[name] = (
-                self.hessians[name] + gram_KK if name in self.hessians else gram_KK
-            )
+        if name in self._grams_of:
+            read_TK = self._read(x_TK)
+            _add(self.hessians, name, read_TK.t() @ read_TK)
+            if self._read is not whole:
+                _add(self.crossed, name, x_TK.t() @ read_TK)
 
     def channel_max(self) -> dict[str, Tensor]:
         """The widest magnitude of each channel of each group's input."""
@@ -61,10 +67,15 @@ class BlockStatistics:
         return {name: value for name, value in found.items() if value is not None}
 
 
+def _add(sums: dict[str, Tensor], name: str, value: Tensor) -> None:
+    sums[name] = sums[name] + value if name in sums else value
+
+
 class Calibration:
     """The calibration set on its way through the model, block by block.
 
-    `states` are the hidden states to go on with; None begins at the embeddings.
+    `states` are the hidden states to go on with; None begins at the embeddings. `read` is the
+    rounding of activations that sequences meet on their way.
     """
 
     def __init__(
@@ -74,8 +85,10 @@ class Calibration:
         embed: Tensor,
         *,
         states: list[Tensor] | None = None,
+        read: Read = whole,
     ) -> None:
         self.samples = samples
+        self.read = read
         self._config = config
         self._device = embed.device
         longest = max(len(prompt) for prompt in samples.prompts)
@@ -93,14 +106,23 @@ class Calibration:
             for prompt in samples.prompts
         ]
 
+    @property
+    def is_rounding(self) -> bool:
+        """Whether products read rounded activations."""
+        return self.read is not whole
+
     def observe(
-        self, weights: Mapping[str, Tensor], *, keeps_hessian: bool, moves_on: bool
+        self,
+        weights: Mapping[str, Tensor],
+        *,
+        grams_of: Collection[str] = (),
+        moves_on: bool = False,
     ) -> BlockStatistics:
         """Run the block on every sequence and keep its statistics.
 
         With `moves_on` its outputs become the next block's inputs at once.
         """
-        statistics = BlockStatistics(keeps_hessian=keeps_hessian)
+        statistics = BlockStatistics(grams_of=grams_of, read=self.read)
         for index, x_TD in enumerate(self._run(weights, statistics.tap)):
             if moves_on:
                 self.states[index] = x_TD.to(self._kept).cpu()
@@ -113,7 +135,9 @@ class Calibration:
     def _run(self, weights: Mapping[str, Tensor], tap: Tap) -> Iterable[Tensor]:
         for state_TD in self.states:
             x_TD = state_TD.to(self._device).float()
-            yield block_forward(x_TD, weights, self._config, table_X2e=self._table_X2e, tap=tap)
+            yield block_forward(
+                x_TD, weights, self._config, table_X2e=self._table_X2e, tap=tap, read=self.read
+            )
 
 
 def _ignore(name: str, x_TK: Tensor) -> None:

@@ -22,6 +22,8 @@ from paceline.native.model import ModelConfig
 from paceline.quantize.blocks import BlockRecord, round_block
 from paceline.quantize.calibrate import Calibration
 from paceline.quantize.document import calibration_record, calibration_text
+from paceline.quantize.encode import read_by_token
+from paceline.quantize.forward import whole
 from paceline.quantize.layers import parameters
 from paceline.quantize.options import QuantizeOptions, group_len_of
 from paceline.quantize.samples import CalibrationSet
@@ -94,7 +96,14 @@ def _write_weights(
     top = source.top()
     if samples is not None:
         embed = top["model.embed_tokens.weight"]
-        calibration = Calibration(samples, source.config, embed, states=writer.standing.states)
+        calibration = Calibration(
+            samples,
+            source.config,
+            embed,
+            states=writer.standing.states,
+            # Rounding of weights makes up for that of activations where it can.
+            read=read_by_token if options.uses_gptq and options.format == "w4a8" else whole,
+        )
 
     def note(next_block: int) -> None:
         # Before the first block they are the embeddings, after the last nobody reads them.

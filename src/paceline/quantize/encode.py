@@ -10,6 +10,7 @@ Shape letters (this file)
     K   input width
     G   groups of K that share a scale
     L   length of a group
+    T   tokens of a sequence
 """
 
 from __future__ import annotations
@@ -22,7 +23,15 @@ from torch import Tensor
 from paceline.native.formats import PACKED_KINDS, fp4_values, pack_nibbles
 from paceline.native.fused import FP8_DTYPE, FP8_MAX
 
-__all__ = ["Grid", "code_values", "encode_fp8", "fp8_scale", "int4_words", "round_codes"]
+__all__ = [
+    "Grid",
+    "code_values",
+    "encode_fp8",
+    "fp8_scale",
+    "int4_words",
+    "read_by_token",
+    "round_codes",
+]
 
 # The widest e2m1 value, and the widest int4 code taken as half its range.
 _FP4_MAX, _INT4_HALF_RANGE = 6.0, 7.5
@@ -186,3 +195,9 @@ def encode_fp8(weight_NK: Tensor, scale: Tensor) -> Tensor:
     """FP8 codes; `scale` is () or (N,) float32."""
     divisor = scale if scale.dim() == 0 else scale[:, None]
     return (weight_NK.float() / divisor).clamp(-FP8_MAX, FP8_MAX).to(FP8_DTYPE)
+
+
+def read_by_token(x_TK: Tensor) -> Tensor:
+    """Activations to e4m3 and back, one scale a token: its widest value gets the widest code."""
+    scale_T = fp8_scale(x_TK.abs().amax(dim=-1))
+    return encode_fp8(x_TK, scale_T).float() * scale_T[:, None]

@@ -19,10 +19,17 @@ from torch.nn import functional
 
 from paceline.native.model import ModelConfig
 
-__all__ = ["Tap", "block_forward", "rms_norm"]
+__all__ = ["Read", "Tap", "block_forward", "rms_norm", "whole"]
 
 # Gets the name of a group in `layers.GROUPS`, or "key" or "value", and a (T, channels) tensor.
 Tap = Callable[[str, Tensor], None]
+# What a product makes of its input before it multiplies: the rounding of a format's activations.
+Read = Callable[[Tensor], Tensor]
+
+
+def whole(x_TK: Tensor) -> Tensor:
+    """The reading of formats whose activations are not rounded."""
+    return x_TK
 
 
 def rms_norm(x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
@@ -38,18 +45,24 @@ def block_forward(
     *,
     table_X2e: Tensor,
     tap: Tap,
+    read: Read = whole,
 ) -> Tensor:
-    """The block's output for one sequence; `weights` has linear layers and norms by name."""
+    """The block's output for one sequence; `weights` has linear layers and norms by name.
+
+    `tap` gets what products are given, `read` makes of it what they multiply.
+    """
     eps = config.rms_norm_eps
     normed_TD = rms_norm(x_TD, weights["input_layernorm"], eps)
     tap("qkv", normed_TD)
-    x_TD = x_TD + _attention(normed_TD, weights, config, table_X2e=table_X2e, tap=tap)
+    attended_TD = _attention(read(normed_TD), weights, config, table_X2e=table_X2e, tap=tap)
+    x_TD = x_TD + functional.linear(read(attended_TD), weights["self_attn.o_proj"])
     normed_TD = rms_norm(x_TD, weights["post_attention_layernorm"], eps)
     tap("gate_up", normed_TD)
+    normed_TD = read(normed_TD)
     gate = functional.linear(normed_TD, weights["mlp.gate_proj"])
     inner = functional.silu(gate) * functional.linear(normed_TD, weights["mlp.up_proj"])
     tap("down", inner)
-    return x_TD + functional.linear(inner, weights["mlp.down_proj"])
+    return x_TD + functional.linear(read(inner), weights["mlp.down_proj"])
 
 
 def _attention(
@@ -60,6 +73,8 @@ def _attention(
     table_X2e: Tensor,
     tap: Tap,
 ) -> Tensor:
+    """What the output product is given."""
+
     def heads(name: str) -> Tensor:
         flat = functional.linear(x_TD, weights[f"self_attn.{name}_proj"])
         return flat.view(x_TD.shape[0], -1, config.head_size)
@@ -77,7 +92,7 @@ def _attention(
     )
     flat = attended.transpose(0, 1).flatten(1)
     tap("out", flat)
-    return functional.linear(flat, weights["self_attn.o_proj"])
+    return flat
 
 
 def _rotate(x: Tensor, table_X2e: Tensor) -> Tensor:

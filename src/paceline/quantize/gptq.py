@@ -14,6 +14,13 @@ The fewer tokens H was seen on, the less its small directions mean, and a correc
 fits the calibration set alone: the share of the mean diagonal that is added to H grows with
 K / tokens.
 
+Where the engine rounds what a layer reads, x becomes y and H the sum of y y^T. The weights that
+are rounded are then those of the least error before any is,
+
+    min over V of  sum |W x - V y|^2 + damping |V - W|^2,   V = W + W (C - H) / (H + damping)
+
+with C = sum of x y^T: they make up for what the inputs' rounding does on average.
+
 Shape letters (this file)
     N   output width of a weight
     K   input width
@@ -41,21 +48,32 @@ _BLOCK = 128
 
 
 def gptq(
-    weight_NK: Tensor, hessian_KK: Tensor, grid: Grid, *, num_tokens: int
+    weight_NK: Tensor,
+    hessian_KK: Tensor,
+    grid: Grid,
+    *,
+    num_tokens: int,
+    crossed_KK: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Codes and stored scales of a weight.
 
     Shapes
         weight_NK   (N, K) float32
-        hessian_KK  (K, K) float32, the sum of x x^T over the `num_tokens` inputs
+        hessian_KK  (K, K) float32, the sum of y y^T over the `num_tokens` inputs as read
+        crossed_KK  (K, K) float32, the sum of x y^T, x the inputs before they are rounded; None
+                    where they are not
         returns     codes (N, K) uint8, scale_NG (N, G)
     Raises
         EnvironmentProblem  the Hessian has no Cholesky factor even when damped.
     """
     num_rows, width = weight_NK.shape
-    order_K = torch.argsort(hessian_KK.diagonal(), descending=True, stable=True)
     damping = DAMPING + DAMPING_BY_SCARCITY * width / num_tokens
+    order_K = torch.argsort(hessian_KK.diagonal(), descending=True, stable=True)
     upper_KK = _inverse_factor(hessian_KK[order_K][:, order_K], damping)
+    if crossed_KK is not None:
+        pull_NK = (weight_NK @ (crossed_KK - hessian_KK))[:, order_K]
+        weight_NK = weight_NK.clone()
+        weight_NK[:, order_K] += pull_NK @ upper_KK.t() @ upper_KK
     cost_K = torch.empty_like(hessian_KK[0])
     cost_K[order_K] = upper_KK.diagonal().square().reciprocal()
     value_NGL = weight_NK.view(num_rows, -1, grid.group_len)

@@ -38,6 +38,7 @@ _COPIED = (
     "LICENSE.txt",
     "USE_POLICY.md",
 )
+_SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 class InputCheckpoint:
@@ -122,6 +123,8 @@ class InputCheckpoint:
         """config.json with the quantisation, and the tokenizer's files."""
         if isinstance(self._source, GgufSource):
             raw = _config_of_gguf(self._source)
+            special = {key: raw[key] for key in _SPECIAL_IDS if raw[key] is not None}
+            writer.write_json("generation_config.json", special)
             _write_tokenizer(self.path, self._source, writer)
         else:
             raw = json.loads((self.path / "config.json").read_text())
