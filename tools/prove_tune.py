@@ -54,7 +54,7 @@ def speed(options: argparse.Namespace, engine: str, values: dict[str, Any], name
     sized = dataclasses.replace(config.loadgen, target_qps=1.0, probe_s=0.0)
     config = dataclasses.replace(config, loadgen=sized, find_qps=None)
     job = Job(config=config, kind="speed", seconds=options.trial_seconds, limit_s=LIMIT_S)
-    facts = run_trial(job, options.out / name, observer=lambda event: None).require()
+    facts = run_trial(job, options.out / name, observer=lambda _: None).require()
     return float(facts["speed"]["tokens_per_second"])
 
 
