@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
+from cards import build_driver
 from support import Paceline
 
 PACE = ("engine.fake.tokens_per_second=2000", "engine.fake.concurrency=4")
@@ -38,14 +40,16 @@ def test_a_query_that_ends_in_the_time_is_measured_whole(paceline: Paceline) -> 
 def test_a_longer_query_is_forecast_and_its_run_takes_as_long(
     paceline: Paceline, tmp_path: Path
 ) -> None:
-    told = forecast(paceline, "loadgen.min_query_count=1000")
+    # Answers of 64 ms: what a busy machine takes to send the next request is little beside them.
+    longer = ("loadgen.min_query_count=500", "engine.fake.output_len=32")
+    told = forecast(paceline, *longer, seconds=5)
     test = told["tests"]["performance"]
-    # LoadGen issues every loaded sample equally often: 1,008 is 63 times 16.
-    assert (test["num_samples"], test["how"]) == (1008, "modelled")
-    assert test["seconds"] == pytest.approx(10.08, rel=0.03)
+    # LoadGen issues every loaded sample equally often: 512 is 32 times 16.
+    assert (test["num_samples"], test["how"]) == (512, "modelled")
+    assert test["seconds"] == pytest.approx(8.192, rel=0.03)
     verdict = paceline(
         *("run", "--engine", "fake", "--mode", "performance", "--out", "run", "--json"),
-        *sets(*BASE, "loadgen.min_query_count=1000"),
+        *sets(*BASE, *longer),
     ).json
     assert test["seconds"] == pytest.approx(verdict["duration_s"], rel=0.05)
     assert told["speed"]["tokens_per_second"] == pytest.approx(
@@ -96,3 +100,43 @@ def test_an_engine_that_fails_ends_the_forecast_by_its_error(paceline: Paceline)
     outcome = paceline("forecast", "--engine", "fake", "--set", "engine.fake.fail_after=5")
     assert outcome.code == 3
     assert "as told to" in outcome.err
+
+
+def machine(folder: Path, **flags: object) -> dict[str, str]:
+    """A machine with the cards that `flags` describe, and no other sensor."""
+    build_driver(folder / "driver", **flags)
+    driver = {"LD_LIBRARY_PATH": str(folder / "driver"), "PACELINE_SYSFS": str(folder / "sys")}
+    return {**os.environ, **driver}
+
+
+@pytest.mark.parametrize("queries", [16, 1000])
+def test_energy_is_that_of_the_cards_for_the_time_of_the_test(
+    paceline: Paceline, tmp_path: Path, queries: int
+) -> None:
+    """Of a query that is measured whole, and of one that is modelled."""
+    texts = sets(*BASE, f"loadgen.min_query_count={queries}")
+    environment = machine(tmp_path, CARDS=2, DRAW_MW=650000)
+    words = ("--engine", "fake", "--mode", "performance", *texts)
+    outcome = paceline("forecast", "--seconds", 3, "--json", *words, env=environment)
+    found = outcome.json
+    seconds = found["tests"]["performance"]["seconds"]
+    assert found["energy_j"] == pytest.approx(1300 * seconds, rel=0.001)
+    of_test = found["energy_tests"]["performance"]
+    assert of_test["mean_w"] == pytest.approx(1300, rel=0.0001)
+    assert of_test["of"] == "2 card"
+    assert f"({found['energy_j']:,.0f} J); mean 1,300 W of 2 card" in found["energy_note"]
+    assert f"{found['energy_j'] / 3.6e6:,.3g} kWh" in found["energy_note"]
+    assert ("with the engine full" in found["energy_note"]) == (queries == 1000)
+    if queries == 1000:
+        run = paceline("run", "--json", "--out", "run", *words, env=environment)
+        measured_j = run.json["power"]["energy_joules"]
+        assert found["energy_j"] == pytest.approx(measured_j, rel=0.05)
+
+
+def test_without_a_meter_energy_is_not_known_and_why(paceline: Paceline, tmp_path: Path) -> None:
+    environment = {**os.environ, "PACELINE_SYSFS": str(tmp_path), "LD_LIBRARY_PATH": ""}
+    words = ("forecast", "--engine", "fake", "--seconds", 1, *sets(*BASE))
+    found = paceline(*words, "--json", env=environment).json
+    assert found["energy_j"] is None
+    assert found["energy_note"].startswith("not known: no readable meter (NVML: no NVIDIA driver")
+    assert "energy       not known: no readable meter" in paceline(*words, env=environment).out

@@ -20,13 +20,15 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from paceline.engines import CancellingEngine, Completion, Engine, Request
+from paceline.engines import CancellingEngine, Completion, Engine, ObservableEngine, Request
 from paceline.engines.pace import Slice
 from paceline.errors import EngineError, PacelineError
 
 __all__ = ["Probe", "ProbeResult"]
 
-_RAMP = 1 / 3
+# The ramp is a third of the time, and goes on until the engine is full: most of what it works on
+# has begun to answer, or no more sequences than before did for as long. It has an end anyway.
+_RAMP, _FULL_PART, _LONGEST_RAMP = 1 / 3, 0.75, 4.0
 _NUM_SLICES = 10
 # With fewer rounds the answers that ended are the short ones.
 _ENOUGH_ROUNDS, _ENOUGH_ANSWERS = 10, 50
@@ -36,7 +38,10 @@ _FIRST_ID = 1 << 40
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ProbeResult:
-    """A predicted speed. `relative_error` is one standard error of tokens/s, as a fraction."""
+    """A predicted speed. `relative_error` is one standard error of tokens/s, as a fraction.
+
+    `ramp_s` is what went by before the engine was full; `is_full` whether it came to that.
+    """
 
     samples_per_second: float
     tokens_per_second: float
@@ -44,6 +49,8 @@ class ProbeResult:
     relative_error: float
     seconds: float
     answered: int
+    ramp_s: float
+    is_full: bool
 
     @property
     def high_samples_per_second(self) -> float:
@@ -80,12 +87,17 @@ class _Meter:
         self.answered = 0
         self.num_tokens = 0
         self.most_live = 0
+        self.rose_s = self._changed_s
         self.most_open = 0
         # By the ids that requests came with.
         self.output_lens: dict[int, int] = {}
         self._own_ids: dict[int, int] = {}
         self.last_s = 0.0
         self.error: PacelineError | None = None
+
+    @property
+    def num_live(self) -> int:
+        return len(self._live)
 
     @property
     def open_ids(self) -> list[int]:
@@ -167,7 +179,8 @@ class _Meter:
         self._advance()
         if request_id in self._open and request_id not in self._live:
             self._live.add(request_id)
-            self.most_live = max(self.most_live, len(self._live))
+            if len(self._live) > self.most_live:
+                self.most_live, self.rose_s = len(self._live), self._changed_s
             self._begun_tokens += self._open[request_id]
 
     def _advance(self) -> None:
@@ -236,14 +249,16 @@ class Probe:
         self._meter.replaces = False
 
     def hold(self, *, in_flight: int, seconds: float, tokens_per_sample: float) -> ProbeResult:
-        """Keep so many in flight; the speed after the ramp, a third of the time.
+        """Keep so many in flight; the speed after the ramp, in two thirds of the time.
 
         Raises EngineError when nothing was made.
         """
         meter = self._meter
         meter.replaces = True
+        begun_s = time.perf_counter()
         meter.send_next(max(0, in_flight - len(meter.open_ids)))
-        self._watch(seconds * _RAMP)
+        is_full = self._fill(begun_s, seconds)
+        ramp_s = time.perf_counter() - begun_s
         answered, tokens = meter.answered, meter.num_tokens
         rates: list[float] = []
         for _ in range(_NUM_SLICES):
@@ -268,10 +283,13 @@ class Probe:
             relative_error=statistics.stdev(rates) / len(rates) ** 0.5 / tokens_per_second,
             seconds=seconds,
             answered=answered,
+            ramp_s=round(ramp_s, 3),
+            is_full=is_full,
         )
 
     def settle(self, *, limit_s: float) -> None:
-        """Cancel what is in flight, or wait for it where the engine cannot forget.
+        """Cancel what is in flight, or wait for it where the engine cannot forget: tokens that an
+        engine tells of when an answer ends are then in a slice as well.
 
         Raises EngineError when the engine answers nothing more.
         """
@@ -282,13 +300,32 @@ class Probe:
             meter.forget()
         while meter.open_ids:
             before = meter.answered
-            if not self._watch(limit_s, leaves_slices=False) and meter.answered == before:
+            if not self._watch(limit_s) and meter.answered == before:
                 raise EngineError(
                     f"The engine answered none of {len(meter.open_ids)} requests in {limit_s:g} s.",
                     hint="see the log; run.stall_timeout_s is how long to wait",
                 )
 
-    def _watch(self, seconds: float, *, leaves_slices: bool = True) -> bool:
+    def _fill(self, begun_s: float, seconds: float) -> bool:
+        """Wait for the ramp's end; whether the engine was full then."""
+        self._watch(seconds * _RAMP)
+        while not (is_full := self._is_full(seconds * _RAMP)):
+            if time.perf_counter() - begun_s > seconds * _LONGEST_RAMP:
+                break
+            self._watch(self._slice_s)
+        return is_full
+
+    def _is_full(self, quiet_s: float) -> bool:
+        """Prompts of a first wave are worked through: what comes now is the steady state."""
+        meter = self._meter
+        engine: object = self._engine
+        state = engine.state() if isinstance(engine, ObservableEngine) else None
+        under_way = None if state is None else state.live_sequences
+        if under_way and meter.num_live >= _FULL_PART * under_way:
+            return True
+        return meter.most_live > 0 and time.perf_counter() - meter.rose_s >= quiet_s
+
+    def _watch(self, seconds: float) -> bool:
         """Cut the time into slices until it is over, or all is answered: True then."""
         meter = self._meter
         end_s = time.perf_counter() + seconds
@@ -298,8 +335,7 @@ class Probe:
             is_idle = meter.idle.wait(min(self._slice_s, left_s))
             if meter.error is not None:
                 raise meter.error
-            if leaves_slices:
-                self._keep(before, meter.mark())
+            self._keep(before, meter.mark())
         return is_idle
 
     def _keep(self, before: _Mark, after: _Mark) -> None:

@@ -168,6 +168,8 @@ def size(config: RunConfig, found: ProbeResult) -> tuple[RunConfig, str]:
     target_qps = float(f"{found.high_samples_per_second:.{_DIGITS}g}")
     num_samples = query_len(config.loadgen, target_qps)
     said = f"measured {found.samples_per_second:.4g} samples/s"
+    if not found.is_full:
+        said += f" with the engine not yet full after {found.ramp_s:.0f} s"
     if num_samples > _MOST_SAMPLES:
         least_s = config.loadgen.min_duration_ms / 1000
         return config, (

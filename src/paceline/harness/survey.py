@@ -29,16 +29,20 @@ _NUM_SLICES = 24
 _MOST_BURSTS = 3
 # Of the time that is left: what may go to a query, to few sequences, and to the ramp of many.
 _WHOLE_PART, _FEW_PART, _RAMP_PART = 0.6, 0.2, 0.25
+# Of all the time: what is kept for many sequences until every test was measured whole.
+_HOLD_PART = 0.4
 _FEW = 8
 _LEAST_S = 1.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Survey:
-    """`tests` holds for each what `_described` gives; `held` is the speed with the engine full."""
+    """`tests` holds for each what `described` gives; `held` is the speed with the engine full, in
+    `held_unix_s`, from and to by the clock."""
 
     tests: Mapping[str, Mapping[str, Any]]
     held: ProbeResult | None
+    held_unix_s: tuple[float, float] | None
     pace: pace.Pace
     config: RunConfig
     sizing: str
@@ -78,7 +82,9 @@ class _Surveyor:
         order = np.random.default_rng(0).permutation(len(requests)).tolist()
         self.probe = Probe(engine, [requests[i] for i in order], slice_s=seconds / _NUM_SLICES)
         self.held: ProbeResult | None = None
+        self.held_unix_s: tuple[float, float] | None = None
         self._wholes: dict[str, list[float]] = {}
+        self._windows: dict[str, list[tuple[float, float]]] = {}
         self._full = preflight.in_flight(config, engine)
         self._has_held_few = False
 
@@ -113,7 +119,7 @@ class _Surveyor:
         A query that does not even fill the engine is tried. Of another one the time is guessed
         first: an engine that cannot forget would have to answer all of it.
         """
-        indices = self.indices(test)
+        indices, kept_s = self.indices(test), self._seconds * _HOLD_PART
         if len(indices) > self._full or self.probe.answered:
             if not self._wholes:
                 self.hold_few(self._full)
@@ -121,16 +127,19 @@ class _Surveyor:
             guess = dataclasses.replace(self.pace(), max_live=limit)
             if guess.seconds(self.lengths(test)) > self.left_s * _WHOLE_PART:
                 return
-        while self.left_s > _LEAST_S and len(self._wholes.get(test, ())) < _MOST_BURSTS:
-            before = self._wholes.get(test, [0.0])
-            if max(before) > self.left_s:
+            kept_s = 0.0
+        while len(self._wholes.get(test, ())) < _MOST_BURSTS:
+            room_s = self.left_s - kept_s
+            if room_s <= max(self._wholes.get(test, (0.0,))):
                 return
             query = [self._requests[i] for i in indices]
-            took_s = self.probe.burst(query, limit_s=self.left_s)
+            took_s = self.probe.burst(query, limit_s=room_s)
             if took_s is None:
                 self.settle()
                 return
+            end_s = time.time()
             self._wholes.setdefault(test, []).append(took_s)
+            self._windows.setdefault(test, []).append((end_s - took_s, end_s))
 
     def is_whole(self, test: str) -> bool:
         return test in self._wholes
@@ -140,7 +149,7 @@ class _Surveyor:
         few = max(1, many // _FEW)
         if few < many and not self._has_held_few:
             self._has_held_few = True
-            seconds = max(_LEAST_S, self.left_s * _FEW_PART)
+            seconds = max(_LEAST_S, self.left_s * _FEW_PART, self._seconds * _HOLD_PART * _FEW_PART)
             self.probe.keep_busy(in_flight=few, seconds=seconds)
             self.settle()
 
@@ -149,14 +158,17 @@ class _Surveyor:
         mean = self._mean_len()
         many = min(self._full, most or self._full)
         self.hold_few(many)
-        seconds = max(_LEAST_S, self.left_s)
+        # A query that did not end may have left too little.
+        seconds = max(_LEAST_S, self.left_s, self._seconds * _HOLD_PART * (1 - _FEW_PART))
         prompt_s = self.pace().prompt_token_s * float(
             np.mean([len(request.token_ids) for request in self._requests])
         )
         # So many that their prompts are done within the ramp.
         if prompt_s > 0:
             many = max(1, min(many, int(seconds * _RAMP_PART / prompt_s)))
+        start_s = time.time()
         self.held = self.probe.hold(in_flight=many, seconds=seconds, tokens_per_sample=mean)
+        self.held_unix_s = (start_s + self.held.ramp_s, time.time())
 
     def settle(self) -> None:
         self.probe.settle(limit_s=self._config.stall_timeout_s)
@@ -191,6 +203,7 @@ class _Surveyor:
             "tokens": tokens,
             "tokens_per_second": tokens / seconds if seconds else None,
             "samples_per_second": len(lengths) / seconds if seconds else None,
+            "windows_unix_s": self._windows.get(test, []),
         }
 
     def _mean_len(self) -> float:
@@ -235,6 +248,7 @@ def survey(
     return Survey(
         tests={test: found.described(test) for test in tests},
         held=found.held,
+        held_unix_s=found.held_unix_s,
         pace=found.pace(),
         config=found.config,
         sizing=words,

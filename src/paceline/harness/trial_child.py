@@ -90,6 +90,7 @@ class _Child:
             "survey": {
                 "tests": dict(found.tests),
                 "held": found.held and dataclasses.asdict(found.held),
+                "held_unix_s": found.held_unix_s,
                 "pace": dataclasses.asdict(found.pace),
                 "sizing": found.sizing,
                 "target_qps": found.config.loadgen.target_qps,

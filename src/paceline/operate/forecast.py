@@ -3,7 +3,7 @@
     make_forecast(config, ...)     the facts, as plain values
 
 How long each test takes is `harness.survey`'s to say; here is what follows for the run: whether it
-will be VALID, how many samples it needs, what room is left in memory.
+will be VALID, how many samples it needs, what room is left in memory, what energy it takes.
 
 What is not measured is None, with the reason beside it.
 """
@@ -22,6 +22,7 @@ from paceline.engines.probe import ProbeResult
 from paceline.harness.loadgen import query_len
 from paceline.harness.trial import Job, run_trial
 from paceline.mlperf import rules
+from paceline.operate.forecast_energy import Watts
 from paceline.submission import system_nvml
 
 __all__ = ["make_forecast"]
@@ -33,7 +34,6 @@ _LOAD_LIMIT_S = 7200.0
 # Two standard errors on either side; where a query was measured once, this part of it.
 _SIGMAS, _UNKNOWN_ERROR = 2.0, 0.05
 _DIGITS = 4
-_NO_ENERGY = "power is not sampled while the engine is measured"
 
 
 def make_forecast(
@@ -49,7 +49,8 @@ def make_forecast(
 
     limit_s = _LOAD_LIMIT_S + 2 * seconds + config.stall_timeout_s
     job = Job(config=config, kind="survey", seconds=seconds, limit_s=limit_s)
-    facts = run_trial(job, folder, observer=observe).require()
+    with Watts(config.power) as watts:
+        facts = run_trial(job, folder, observer=observe).require()
     surveyed = facts["survey"]
     held = ProbeResult(**surveyed["held"]) if surveyed["held"] else None
     tests = {name: _bounded(test) for name, test in surveyed["tests"].items()}
@@ -71,8 +72,7 @@ def make_forecast(
         "validity": _validity(config, tests, speed, is_sized="target_qps" in surveyed["sizing"]),
         "submission_shortfalls": list(config.shortfalls),
         "memory": _memory(facts, cards),
-        "energy_j": None,
-        "energy_note": f"unknown: {_NO_ENERGY}",
+        **watts.energy(tests, held_unix_s=surveyed["held_unix_s"]),
     }
 
 
@@ -114,11 +114,14 @@ def _at_a_rate(config: RunConfig) -> dict[str, dict[str, Any]]:
 
 def _speed(tests: Mapping[str, Mapping[str, Any]], held: ProbeResult | None) -> dict[str, Any]:
     """Of the performance run, its start and end included, where there is one; else when full."""
+    unsure = ""
+    if held is not None and not held.is_full:
+        unsure = f"; the engine was not yet full after {held.ramp_s:.0f} s: give more --seconds"
     of_run = tests.get("performance") or tests.get("accuracy") or {}
     if "tokens_per_second" in of_run:
         error = of_run["relative_error"]
         speed = {name: of_run[name] for name in ("tokens_per_second", "samples_per_second")}
-        speed |= {"relative_error": error, "how": of_run["how"]}
+        speed |= {"relative_error": error, "how": of_run["how"] + unsure}
         # The rate with the engine full, where the run has an end that is slower.
         full = held.samples_per_second if held else of_run["samples_per_second"]
         high = held.high_samples_per_second if held else full * (1 + _SIGMAS * (error or 0.0))
@@ -128,7 +131,7 @@ def _speed(tests: Mapping[str, Mapping[str, Any]], held: ProbeResult | None) -> 
         "tokens_per_second": held.tokens_per_second,
         "samples_per_second": held.samples_per_second,
         "relative_error": held.relative_error,
-        "how": "with the engine full",
+        "how": "with the engine full" + unsure,
         "full_samples_per_second": held.samples_per_second,
         "high_samples_per_second": held.high_samples_per_second,
     }

@@ -166,8 +166,11 @@ class _Search:
             ended = self._measure(values, self._folder(number))
         except InputError as error:  # settings that do not go together
             ended = Trial(how="refused", facts=None, error=error)
-        speed = ended.facts["speed"]["tokens_per_second"] if ended.facts is not None else 0.0
+        found = {} if ended.facts is None else ended.facts["speed"]
+        speed = found.get("tokens_per_second", 0.0)
         detail = "" if ended.error is None else ended.error.message.splitlines()[0]
+        if not found.get("is_full", True):
+            detail = f"the engine was not yet full after {found['ramp_s']:.0f} s"
         return Tried(
             number=number,
             values=values,
@@ -284,7 +287,7 @@ class _Search:
 def _line(tried: Tried) -> str:
     shown = ", ".join(f"{name} {value}" for name, value in tried.values.items())
     said = (
-        f"{tried.tokens_per_second:,.1f} tokens/s"
+        f"{tried.tokens_per_second:,.1f} tokens/s{', ' if tried.detail else ''}{tried.detail}"
         if tried.how == "ok"
         else f"{tried.how}: {tried.detail}"
     )

@@ -1,0 +1,99 @@
+"""How far a forecast is from the run it foretells, over and over, on this machine.
+
+    python tools/prove_forecast.py OUT recipes/laptop-demo.toml --seconds 60 --seconds 15
+
+In each round there is a forecast for each `--seconds`, then the run; both as a user types them,
+with what stands after `--` at the end. A query that ends in the time is measured whole, a longer
+one is modelled: short `--seconds` prove the model. OUT/result.json has the rows, OUT/run-N the
+runs. The exit code is 1 when a test's time or its tokens/s was missed by more than `--within`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+PACELINE = (sys.executable, "-m", "paceline")
+
+
+def told(*words: str) -> dict[str, Any]:
+    """The JSON of a command; what it says meanwhile goes to this screen."""
+    done = subprocess.run([*PACELINE, *words, "--json"], stdout=subprocess.PIPE, check=False)
+    if not done.stdout:
+        sys.exit(f"paceline {' '.join(words)} ended with {done.returncode}")
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def measured(run: Path) -> dict[str, tuple[float, float]]:
+    """Seconds in LoadGen's timed window and tokens/s in it, by test."""
+    tests = json.loads((run / "manifest.json").read_text())["tests"]
+    found = {}
+    for name, facts in tests.items():
+        seconds = facts["window_s"][1] - facts["window_s"][0]
+        found[name] = (seconds, facts["tokens"] / seconds)
+    return found
+
+
+def one_round(number: int, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Forecasts, the run, and a row for each test of each forecast."""
+    recipe = (options.recipe, *options.flags)
+    load = os.getloadavg()[0]
+    forecasts = {
+        seconds: told("forecast", *recipe, "--seconds", f"{seconds:g}")
+        for seconds in options.seconds
+    }
+    run = options.out / f"run-{number}"
+    told("run", *recipe, "--out", str(run))
+    rows = []
+    for name, (took_s, speed) in measured(run).items():
+        for seconds, found in forecasts.items():
+            test = found["tests"][name]
+            rows.append(
+                {
+                    "round": number,
+                    "load": round(load, 2),
+                    "test": name,
+                    "measured_for_s": seconds,
+                    "how": test["how"],
+                    "forecast_s": round(test["seconds"], 3),
+                    "run_s": round(took_s, 3),
+                    "time_off": round(test["seconds"] / took_s - 1, 4),
+                    "speed_off": round(test["tokens_per_second"] / speed - 1, 4),
+                }
+            )
+    return rows
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("recipe")
+    parser.add_argument("--seconds", type=float, action="append", required=True)
+    parser.add_argument("--times", type=int, default=3)
+    parser.add_argument("--within", type=float, default=0.05)
+    parser.add_argument("flags", nargs="*", help="after --: flags of forecast and run")
+    options = parser.parse_args()
+    options.out.mkdir(parents=True)
+    rows: list[dict[str, Any]] = []
+    for number in range(1, options.times + 1):
+        rows += one_round(number, options)
+        (options.out / "result.json").write_text(json.dumps(rows, indent=1) + "\n")
+    for row in rows:
+        print(
+            f"{row['round']}  {row['test']:11}  {row['measured_for_s']:4g} s  "
+            f"{row['forecast_s']:9.2f} s, ran {row['run_s']:9.2f} s  {row['time_off']:+7.1%}  "
+            f"tokens/s {row['speed_off']:+7.1%}  load {row['load']:4.1f}  {row['how']}"
+        )
+    worst = max(max(abs(row["time_off"]), abs(row["speed_off"])) for row in rows)
+    print(f"worst: {worst:.1%}, within {options.within:.0%}: {worst <= options.within}")
+    return 0 if worst <= options.within else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
