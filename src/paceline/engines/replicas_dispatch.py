@@ -30,6 +30,8 @@ _SMOOTHING = 0.1
 _UNKNOWN_SHARE = 0.75
 # A second copy of a sample has to be expected this much sooner than the first.
 _WORTH_DOUBLING = 0.9
+# Samples that a replica works off one after another while it has no reserve, at the end.
+_END_IN_SAMPLES = 2.0
 _DOUBLE_EVERY_S = 0.02
 _DOUBLE_EVERY_S_PER_SAMPLE = 5e-6
 
@@ -95,6 +97,10 @@ class Member:
         """Samples/s; 0 while unknown."""
         return self.load / self.latency_s if self.latency_s > 0 else 0.0
 
+    def one_s(self) -> float:
+        """How long one sample takes here that is begun at once; 0 while unknown."""
+        return self.latency_s * min(1.0, self.running / self.load) if self.load else 0.0
+
     def expected_s(self) -> float:
         """How long one more sample takes here; 0 while unknown."""
         if not self.load:
@@ -106,7 +112,7 @@ class Member:
         """An answer took so long, at the number of samples held."""
         weight = _SMOOTHING if self.load else 1.0
         self.latency_s += weight * (max(took_s, 1e-6) - self.latency_s)
-        self.load += weight * (len(self.held) + 0.5 - self.load)
+        self.load += weight * (len(self.held) + 1 - self.load)
 
 
 class Pool:
@@ -233,7 +239,7 @@ class Pool:
         total_rate = sum(member.rate for member in self._members)
         heap = []
         for place, member in enumerate(list(self._hungry)):
-            if self._room(member) > 0:
+            if self._room(member, total_rate) > 0:
                 heap.append((self._crowd(member), place, member))
             else:
                 del self._hungry[member]
@@ -243,7 +249,7 @@ class Pool:
             if self._is_sooner_elsewhere(member, total_rate):
                 continue
             self._give(member, self._pile.popleft(), dealt, now_s)
-            if self._room(member) > 0:
+            if self._room(member, total_rate) > 0:
                 heapq.heappush(heap, (self._crowd(member), place, member))
         if self._policy.may_double and not self._pile:
             self._double(dealt, now_s)
@@ -258,11 +264,9 @@ class Pool:
         work.holders.append(member)
         dealt.setdefault(member, []).append(work)
 
-    def _room(self, member: Member) -> int:
+    def _room(self, member: Member, total_rate: float) -> int:
         """How many more samples a replica may have."""
-        # What two messages bring: one is on its way while the next is made.
-        lasting = max(2 * (member.per_message - 1), member.rate * self._policy.lag_s)
-        reserve = max(member.reserve, math.ceil(lasting))
+        reserve = self._reserve(member, total_rate)
         room = member.capacity + reserve - len(member.held)
         if member.waiting:
             room = min(room, reserve - member.waiting)
@@ -270,6 +274,19 @@ class Pool:
             share = _UNKNOWN_SHARE * len(self._open) / len(self._members)
             room = min(room, math.ceil(share) - len(member.held))
         return room
+
+    def _reserve(self, member: Member, total_rate: float) -> int:
+        """How many samples a replica may have besides those that it works on.
+
+        None at the end: one that waits here may be begun elsewhere, and where it ends first is
+        known when a place is free.
+        """
+        pile_s = len(self._pile) / total_rate if total_rate else math.inf
+        if self._policy.is_offline and member.load and pile_s < _END_IN_SAMPLES * member.one_s():
+            return 0
+        # What two messages bring: one is on its way while the next is made.
+        lasting = max(2 * (member.per_message - 1), member.rate * self._policy.lag_s)
+        return max(member.reserve, math.ceil(lasting))
 
     def _crowd(self, member: Member) -> float:
         """What orders replicas: the fill of those of unknown speed, else when they would answer."""
@@ -284,7 +301,7 @@ class Pool:
         if len(self._pile) / total_rate > expected_s:
             return False
         faster = [
-            (other.rate, other.latency_s * min(1.0, other.running / other.load))
+            (other.rate, other.one_s())
             for other in self._members
             if other is not member and other.load and other.rate > member.rate
         ]
