@@ -58,7 +58,9 @@ def stages(lengths: list[str], samples: int, layers: list[str]) -> list[Stage]:
             "kernels",
             (sys.executable, "tests/native/kernel_checks.py", "--device", "cuda"),
         ),
-        Stage("tests", "kernels", (sys.executable, "-m", "pytest", "-q", "-m", "gpu", "tests/native")),
+        Stage(
+            "tests", "kernels", (sys.executable, "-m", "pytest", "-q", "-m", "gpu", "tests/native")
+        ),
         demo("bf16", "smollm2-135m-99.9"),
         demo("fp8-tensor", "smollm2-135m-99", "quantization=fp8-tensor", "kv_dtype=fp8"),
         demo("fp8-token", "smollm2-135m-99", "quantization=fp8-token", "kv_dtype=fp8"),

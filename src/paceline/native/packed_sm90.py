@@ -3,8 +3,8 @@
 A warpgroup multiplies 64 outputs by 128 tokens. Its weights go from shared memory to registers,
 become e4m3 there and feed the tensor cores from there; the next block of K is widened while they
 work on the last one, which a compiler that orders a loop's parts one after the other does not
-do. Two warpgroups share a tile of tokens. A program takes tile after tile, and the copies of the
-next begin before the last one ends.
+do. Two warpgroups share a tile of tokens, and so do the two programs of a cluster. One thread does
+nothing but ask for copies, of the next tile before the last one ends.
 
     block of K         128 codes: a stage holds 128 tokens x 128 bytes and 128 outputs x 64 bytes
     widened operand    lane (g, q) = (lane / 4, lane % 4) holds rows g and g + 8 of its warp's 16
