@@ -101,8 +101,7 @@ def _write_weights(
             source.config,
             embed,
             states=writer.standing.states,
-            # Rounding of weights makes up for that of activations where it can.
-            read=read_by_token if options.uses_gptq and options.format == "w4a8" else whole,
+            read=read_by_token if options.makes_up_for_reads else whole,
         )
 
     def note(next_block: int) -> None:

@@ -84,7 +84,12 @@ def _gptq(options: QuantizeOptions) -> dict[str, Any] | None:
     if not options.uses_gptq:
         return None
     by_scarcity = DAMPING_BY_SCARCITY
-    return {"damping": DAMPING, "damping_by_width_over_tokens": by_scarcity, "order": "activation"}
+    return {
+        "damping": DAMPING,
+        "damping_by_width_over_tokens": by_scarcity,
+        "order": "activation",
+        "inputs": "rounded" if options.makes_up_for_reads else "whole",
+    }
 
 
 def _has_percentile(options: QuantizeOptions) -> bool:
@@ -154,11 +159,21 @@ def _choice(record: Mapping[str, Any]) -> str:
             f"{least}, weighed by what an error costs once later columns make up for it; codes by "
             f"GPTQ (arXiv:2210.17323), columns by the mean square of their inputs, the largest "
             f"first; damping {made['damping']:g} plus {made['damping_by_width_over_tokens']:g} "
-            "times inputs / tokens, of the mean diagonal"
+            f"times inputs / tokens, of the mean diagonal{_inputs_of(made)}"
         )
     used = record["calibration"]
     weighed = ", weighed by the inputs' mean square" if used and used["is_used"] else ""
     return f"{least}{weighed}; codes to nearest"
+
+
+def _inputs_of(made: Mapping[str, Any]) -> str:
+    if made["inputs"] == "whole":
+        return ""
+    return (
+        "; inputs are rounded to FP8 as at run time, each product is seen behind the block's "
+        "rounded ones before it, and weights are first moved to the least squared error against "
+        "the output of inputs that are not rounded"
+    )
 
 
 def _samples(used: Mapping[str, Any]) -> list[str]:

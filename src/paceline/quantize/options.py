@@ -75,6 +75,11 @@ class QuantizeOptions:
             raise InputError("--device is cuda, and torch finds none.", hint="--device cpu")
 
     @property
+    def makes_up_for_reads(self) -> bool:
+        """Whether the rounding of weights makes up for that of activations: GPTQ's can."""
+        return self.uses_gptq and self.format == "w4a8"
+
+    @property
     def uses_samples(self) -> bool:
         """Whether anything of the format is found from activations."""
         return self.format != "fp8-token" or self.is_kv_fp8 or self.smooth_alpha is not None
