@@ -86,6 +86,20 @@ def offline(**changes: object) -> Pool:
     return Pool(PoolPolicy(**facts))  # type: ignore[arg-type]
 
 
+def test_a_replica_keeps_no_reserve_while_the_last_samples_are_dealt() -> None:
+    """One that waits on a slow replica would end late while a fast one idles."""
+    pool = offline(may_double=False)
+    cluster = Cluster(pool)
+    members = [cluster.add(f"r{place}", rate=1.0 + place, slots=2) for place in range(3)]
+    cluster.pool.add(requests_of(300), SINK)
+    while pool.num_piled > 150:
+        cluster.step()
+    assert max(len(member.held) for member in members) == 3
+    while pool.num_piled:
+        cluster.step()
+    assert all(len(member.held) <= 2 for member in members)
+
+
 @pytest.mark.parametrize("slots", [1, 4])
 def test_replicas_of_speeds_that_differ_three_times_finish_together(slots: int) -> None:
     """Dealt out evenly the slowest would take three times as long as the fastest: 60 %."""
