@@ -125,6 +125,9 @@ class Vitals:
         """Readings from now on belong to that test."""
         self._live |= {"test": test, "stage": "starting", "fraction": None}
         self._logs[test] = self._log = _PowerLog(folder / "power.jsonl")
+        # A test that is ready within a second has a reading before its start all the same.
+        if self._sampler is not None:
+            self._sampler.read_now()
 
     def end_test(self, test: str, facts: Mapping[str, Any]) -> dict[str, Any]:
         """What the test drew, for the manifest."""
