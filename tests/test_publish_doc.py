@@ -115,7 +115,9 @@ def test_the_documented_sequence_works_in_short(hub: Hub, tmp_path: Path) -> Non
     check_the_end(hub, tmp_path)
 
 
+# It runs for the 600 s of a valid run, and more for all around it.
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_the_documented_sequence_works_as_it_stands(hub: Hub, tmp_path: Path) -> None:
     done = follow(hub, tmp_path, is_short=False)
     assert {line: result.returncode for line, result in done.items()} == dict.fromkeys(lines(), 0)
