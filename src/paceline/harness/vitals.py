@@ -35,7 +35,6 @@ _LOOK_EVERY_S = 1.0
 # The driver's figure is a mean over a second, and a limit takes about as long to hold.
 _LOWER_EVERY_S = 5.0
 _AIM = 0.93
-_NODES_SINCE_S = 15.0
 
 
 class Vitals:
@@ -79,9 +78,7 @@ class Vitals:
             )
         if settings.lower_limits:
             self._limits = Limits()
-        if settings.nodes is not None:
-            since_s = time.time() - _NODES_SINCE_S
-            self._nodes = NodeFiles(settings.nodes, own_host=self._host, since_unix_s=since_s)
+        self._nodes = power.open_nodes(settings, self._host)
         self._sampler = self._stack.enter_context(Sampler(meters, self._take))
         return self
 

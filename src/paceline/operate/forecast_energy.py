@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from types import TracebackType
@@ -24,8 +23,6 @@ from paceline.power import NodeFiles, PowerSettings, Reading, Sampler
 __all__ = ["Watts"]
 
 _J_PER_KWH = 3.6e6
-# A reading of another node that is older than the measurement says nothing of it.
-_NODES_SINCE_S = 15.0
 
 _Window = tuple[float, float]
 
@@ -49,9 +46,7 @@ class Watts:
         meters, self._unread = power.open_meters(
             os.environ, redfish=settings.redfish, verify_tls=settings.redfish_verify_tls
         )
-        if settings.nodes is not None:
-            since_s = time.time() - _NODES_SINCE_S
-            self._nodes = NodeFiles(settings.nodes, own_host=self._host, since_unix_s=since_s)
+        self._nodes = power.open_nodes(settings, self._host)
         self._stack.enter_context(Sampler(meters, self._take))
         return self
 

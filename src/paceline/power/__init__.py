@@ -17,7 +17,7 @@ from __future__ import annotations
 from paceline.power.cap import NEAR, CapWatch
 from paceline.power.energy import sum_over_time, summarise
 from paceline.power.limits import Limits
-from paceline.power.nodes import NodeFiles, file_name
+from paceline.power.nodes import NodeFiles, file_name, open_nodes
 from paceline.power.readings import Meter, Reading
 from paceline.power.sampler import Board, Sampler, host_name, open_meters
 from paceline.power.settings import NONE, PowerSettings, parse_watts, resolve_power
@@ -36,6 +36,7 @@ __all__ = [
     "file_name",
     "host_name",
     "open_meters",
+    "open_nodes",
     "parse_watts",
     "resolve_power",
     "sum_over_time",

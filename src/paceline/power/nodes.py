@@ -9,15 +9,28 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from pathlib import Path
 from typing import Any
 
-__all__ = ["NodeFiles", "file_name"]
+from paceline.power.settings import PowerSettings
+
+__all__ = ["NodeFiles", "file_name", "open_nodes"]
+
+# An older reading says nothing of what begins now.
+_SINCE_S = 15.0
 
 
 def file_name(host: str) -> str:
     """The file of a host."""
     return f"power-{host}.jsonl"
+
+
+def open_nodes(settings: PowerSettings, own_host: str) -> NodeFiles | None:
+    """The other nodes' files that the settings name, from now on; None where they name none."""
+    if settings.nodes is None:
+        return None
+    return NodeFiles(settings.nodes, own_host=own_host, since_unix_s=time.time() - _SINCE_S)
 
 
 class NodeFiles:
