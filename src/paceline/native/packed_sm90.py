@@ -42,7 +42,9 @@ BLOCK = 128
 LEAST_TOKENS = 65
 # Codes of tokens and of weights, and scales; the tensor cores' swizzle counts from 1,024 bytes.
 _STAGE_BYTES = 25 * 1024
-_STAGED_BYTES = 2 * 2 * TILE * 72
+# Of the results of a tile that wait to be written: outputs of 64, and 8 against bank conflicts.
+_PITCH = 72
+_STAGED_BYTES = 2 * 2 * TILE * _PITCH
 SHARED_BYTES = 1024 + STAGES * _STAGE_BYTES + _STAGED_BYTES
 _THREADS = 384
 
@@ -73,9 +75,10 @@ def can_run(rows_TK: Tensor, scale_GN: Tensor, out_TN: Tensor) -> bool:
 
 
 def options_of(scale_dtype: torch.dtype, out_dtype: torch.dtype) -> list[str]:
-    """What the compiler is told about the types and the stages."""
+    """What the compiler is told about types, stages and shared memory."""
     types = (f"-DSCALE_TYPE={_TYPES[scale_dtype]}", f"-DOUT_TYPE={_TYPES[out_dtype]}")
-    return [f"-DSTAGES={STAGES}", f"-DCLUSTER={CLUSTER}", *types]
+    stages = (f"-DSTAGES={STAGES}", f"-DCLUSTER={CLUSTER}", f"-DSTAGE_BYTES={_STAGE_BYTES}")
+    return [*stages, f"-DPITCH={_PITCH}", *types]
 
 
 @lru_cache(maxsize=1)

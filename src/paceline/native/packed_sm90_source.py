@@ -1,6 +1,7 @@
 """The CUDA C++ of `packed_sm90`, whose docstring says what it does.
 
-SCALE_TYPE and OUT_TYPE (0 bfloat16, 1 float16, 2 float32), STAGES and CLUSTER are set by it.
+SCALE_TYPE and OUT_TYPE (0 bfloat16, 1 float16, 2 float32), STAGES, CLUSTER, STAGE_BYTES and PITCH
+are set by it.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ typedef unsigned short u16;
 typedef unsigned int u32;
 typedef unsigned long long u64;
 struct alignas(64) Map { u64 words[16]; };
-constexpr int TILE = 128, X_BYTES = 16384, W_BYTES = 8192, STAGE_BYTES = 25600, PITCH = 72;
+constexpr int TILE = 128, X_BYTES = 16384, W_BYTES = 8192;
 constexpr int SCALE_BYTES = SCALE_TYPE == 2 ? 512 : 256;
 constexpr int CONSUMERS = 256;
 
