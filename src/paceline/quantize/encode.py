@@ -3,7 +3,8 @@
 A group's scale is, of a few candidates, the one whose rounding has the least squared error: the
 widest value alone would decide otherwise, and clipping it a little often serves the rest. Where
 scales are not powers of two, the best is then fitted: the least-squares scale of the codes that it
-gives, and once more. FP8 scales clip nothing: the widest value gets the widest code.
+gives, and once more. FP8 scales clip nothing: the widest value gets the widest code. Those of w4a8
+are `tied`, and its codes -7 to 7.
 
 Shape letters (this file)
     N   output width of a weight
@@ -22,6 +23,7 @@ from torch import Tensor
 
 from paceline.native.formats import PACKED_KINDS, fp4_values, pack_nibbles
 from paceline.native.fused import FP8_DTYPE, FP8_MAX
+from paceline.quantize.tied import CODE_MAX, tied_scales
 
 __all__ = [
     "Grid",
@@ -86,10 +88,12 @@ class Grid:
         return float(torch.tensor(FP8_MAX * _FP4_MAX / max(amax, _AMAX_MIN)).float())
 
     def scales(self, value_GL: Tensor, importance_GL: Tensor | None = None) -> Tensor:
-        """The scales of groups, in the type they are stored in: (..., L) to (...).
+        """The scales of groups, in the type they are stored in: (N, G, L) to (N, G).
 
         `importance_GL` weighs squared errors, as the mean square of the inputs does; None: alike.
         """
+        if self.name == "w4a8":
+            return tied_scales(value_GL, importance_GL)
         amax = value_GL.abs().amax(dim=-1)
         candidates = self._candidates(amax)
         best, least = candidates[0], torch.full_like(amax, torch.inf)
@@ -139,7 +143,10 @@ class Grid:
 
     def codes(self, value: Tensor, stored: Tensor) -> Tensor:
         """Codes of (..., L) values with scales (...)."""
-        return round_codes(value / self.effective(stored)[..., None], self.kind)
+        scaled = value / self.effective(stored)[..., None]
+        if self.name == "w4a8":
+            scaled = scaled.clamp(-CODE_MAX, CODE_MAX)
+        return round_codes(scaled, self.kind)
 
     def values(self, codes: Tensor, stored: Tensor) -> Tensor:
         """The float32 values of (..., L) codes with scales (...)."""
