@@ -11,6 +11,9 @@
 A scale is for dequantisation: value ~ code * scale. Codes of four bits lie two in a byte, the
 lower four bits first; int4 is stored with 8 added.
 
+FP8 tensor cores take e4m3 numbers on both sides, so a weight of w4a8 is code * scale rounded to the
+four significant bits of one (`round_significand`): products then need no scale for each group.
+
 Shape letters (this file)
     N   output width of a weight
     K   input width
@@ -35,17 +38,17 @@ __all__ = [
     "FORMATS",
     "PACKED_KINDS",
     "StoredFormat",
-    "dequantize_packed",
     "fp4_values",
     "pack_nibbles",
     "power_of_two",
+    "round_significand",
     "stored_format",
     "unpack_nibbles",
 ]
 
 FORMATS = ("fp8", "fp8-token", "w4a16", "w4a8", "mxfp4", "nvfp4")
 # What a byte of a packed weight holds, by format.
-PACKED_KINDS = {"w4a16": "int4", "w4a8": "int4", "mxfp4": "fp4", "nvfp4": "fp4"}
+PACKED_KINDS = {"w4a16": "int4", "w4a8": "int4-e4m3", "mxfp4": "fp4", "nvfp4": "fp4"}
 _FP4_MAGNITUDES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 
 
@@ -59,7 +62,7 @@ class StoredFormat:
 
     @property
     def kind(self) -> str | None:
-        """int4 or fp4 where weights are packed, None where they are not."""
+        """int4, int4-e4m3 or fp4 where weights are packed, None where they are not."""
         return PACKED_KINDS.get(self.name)
 
 
@@ -144,18 +147,11 @@ def fp4_values(code: Tensor) -> Tensor:
     return torch.where(code >= 8, -magnitude, magnitude)
 
 
-def dequantize_packed(packed: Tensor, scale_NG: Tensor, kind: str) -> Tensor:
-    """The float32 values of a packed weight.
-
-    Shapes
-        packed    (N, K / 2) uint8
-        scale_NG  (N, G) float32; K is a multiple of G
-        returns   (N, K) float32
-    """
-    code_NK = unpack_nibbles(packed)
-    value_NK = code_NK.float() - 8 if kind == "int4" else fp4_values(code_NK)
-    group_len = value_NK.shape[1] // scale_NG.shape[1]
-    return value_NK * scale_NG.float().repeat_interleave(group_len, dim=1)
+def round_significand(value: Tensor) -> Tensor:
+    """float32 values to the nearest of four significant bits, ties to even; no limit of range."""
+    bits = value.contiguous().view(torch.int32)
+    bits = bits + 0x7FFFF + (bits >> 20 & 1)
+    return (bits & ~0xFFFFF).view(torch.float32)
 
 
 def power_of_two(exponent: Tensor) -> Tensor:

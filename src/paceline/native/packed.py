@@ -5,16 +5,15 @@
     packed_sm90         for FP8 activations on Hopper, in CUDA C++
     packed_linear       what `gemm.linear` calls: checks arguments, launches
 
-FP8 activations (w4a8): a code of int4 is an e4m3 number as it is, so the product of codes runs on
-FP8 tensor cores; a group's scale is applied to the group's sum, in float32. 16-bit activations:
-the weight is widened to code * scale, rounded to the activations' type, and multiplied.
+FP8 activations (w4a8): a weight is code * scale rounded to an e4m3 number, so that FP8 tensor cores
+sum over the whole of K. Scales are held as bfloat16 of 2^-6 to 32, beside a power of two for each
+output: their multiples are then e4m3 numbers that are not subnormal. 16-bit activations: the weight
+is widened to code * scale, rounded to the activations' type, and multiplied.
 
 A byte holds two codes that are half a block apart, not neighbours (`lay_out`): the lower bits
 belong to the first half of a block of K, the upper bits to the second, so that each half meets
 activations that lie side by side. A code of int4 is held as its sign and, below it, the value or
-its complement: 0 to 7 are 0 to 7, and -1 to -8 are 8 to 15. Four of them, a byte each, then become
-e4m3 numbers in a few integer operations on one register; taken byte by byte they cost the loop
-three times the instructions of all else in it.
+its complement: 0 to 7 are 0 to 7, and -1 to -8 are 8 to 15. `packed_sm90` has a layout of its own.
 
 Shape letters (this file)
     T   tokens in the step
@@ -31,14 +30,15 @@ import torch
 from torch import Tensor
 
 from paceline.native import packed_sm90
-from paceline.native.compiler import HAS_TRITON, tl, triton, uses_kernel
-from paceline.native.formats import fp4_values, unpack_nibbles
+from paceline.native.compiler import tl, triton, uses_kernel
+from paceline.native.formats import fp4_values, round_significand, unpack_nibbles
 from paceline.native.fused import Quantized
 
 __all__ = [
     "PackedWeight",
     "block_len_of",
     "lay_out",
+    "normal_scales",
     "packed_linear",
     "packed_linear_ref",
     "token_counts",
@@ -53,15 +53,19 @@ _TILES_T = (16, 64, 128)
 _LEAST_BLOCK = {True: 64, False: 32}
 
 
+# The least scale whose multiples are no e4m3 subnormals, and the widest whose multiples fit.
+_LEAST_SCALE, _WIDEST_LOG2 = 2.0**-6, 5
+
+
 @dataclass(slots=True)
 class PackedWeight:
-    """A weight of four bits: value = code * (scale * row_scale).
+    """A weight of four bits: value = code * (scale * row_scale), rounded for int4-e4m3.
 
-    packed      (N, K / 2) uint8, as `lay_out` leaves it, with its `kind` and `block_len`
-    scale_GN    (G, N) any float type
+    packed      (N, K / 2) uint8, as `lay_out` leaves it, with its `kind` and `block_len`; or as
+                `packed_sm90.lay_out` does, where `is_for_sm90`
+    scale_GN    (G, N) any float type; int4-e4m3: bfloat16 of `normal_scales`
     row_scale_N (N,) float32, or None for 1
-    kind        int4 or fp4
-    takes_fp8   activations come as FP8 codes
+    kind        int4, int4-e4m3 or fp4
     """
 
     packed: Tensor
@@ -69,7 +73,12 @@ class PackedWeight:
     row_scale_N: Tensor | None
     kind: str
     block_len: int
-    takes_fp8: bool = False
+    is_for_sm90: bool = False
+
+    @property
+    def takes_fp8(self) -> bool:
+        """Whether activations come as FP8 codes."""
+        return self.kind == "int4-e4m3"
 
     @property
     def width(self) -> int:
@@ -86,36 +95,54 @@ def block_len_of(width: int, group_len: int) -> int:
     return block if group_len < _LEAST_BLOCK[True] else min(block, group_len & -group_len)
 
 
+def normal_scales(scale_NG: Tensor) -> tuple[Tensor, Tensor]:
+    """Scales as (N, G) bfloat16 of 2^-6 to 32, and (N,) float32 powers of two to multiply them by.
+
+    A scale under a 2048th of its output's widest is taken as that: even its widest weight is
+    less than the widest's rounding.
+    """
+    _, exponent_N = torch.frexp(scale_NG.float().amax(dim=-1))
+    row_scale_N = torch.exp2((exponent_N - _WIDEST_LOG2).float())
+    ratio_NG = scale_NG.float() / row_scale_N[:, None]
+    return ratio_NG.clamp(min=_LEAST_SCALE).to(torch.bfloat16), row_scale_N
+
+
 def lay_out(packed: Tensor, block: int, kind: str) -> Tensor:
     """Neighbours in a byte, as stored, to halves of a block: (N, K / 2) uint8 both.
 
     Stored codes of int4 have 8 added; they become sign and value or complement.
     """
     code_NK = unpack_nibbles(packed)
-    if kind == "int4":
-        code_NK = torch.where(code_NK >= 8, code_NK ^ 8, code_NK ^ 15)
+    if kind != "fp4":
+        code_NK = packed_sm90.sign_and_rest(code_NK)
     halves = code_NK.view(code_NK.shape[0], -1, 2, block // 2)
     return (halves[:, :, 0] | (halves[:, :, 1] << 4)).flatten(1)
 
 
 def _codes(weight: PackedWeight) -> Tensor:
     """(N, K) float32 values of the codes alone."""
-    blocks = weight.packed.view(weight.packed.shape[0], -1, 1, weight.block_len // 2)
-    code_NK = torch.cat((blocks & 0xF, blocks >> 4), dim=2).flatten(1)
-    if weight.kind != "int4":
+    if weight.is_for_sm90:
+        code_NK = packed_sm90.read_codes(weight.packed)
+    else:
+        blocks = weight.packed.view(weight.packed.shape[0], -1, 1, weight.block_len // 2)
+        code_NK = torch.cat((blocks & 0xF, blocks >> 4), dim=2).flatten(1)
+    if weight.kind == "fp4":
         return fp4_values(code_NK)
     low_NK = (code_NK & 7).float()
     return torch.where(code_NK >= 8, -1.0 - low_NK, low_NK)
 
 
-def _scales(weight: PackedWeight) -> Tensor:
+def _multiples(weight: PackedWeight) -> Tensor:
+    """(N, K) float32 code * scale, before `row_scale_N`; e4m3 numbers for int4-e4m3."""
     scale_NG = weight.scale_GN.t().float()
-    return scale_NG if weight.row_scale_N is None else scale_NG * weight.row_scale_N[:, None]
+    value_NK = _codes(weight) * scale_NG.repeat_interleave(weight.group_len, dim=1)
+    return round_significand(value_NK) if weight.kind == "int4-e4m3" else value_NK
 
 
 def widen(weight: PackedWeight) -> Tensor:
     """(N, K) float32 values of the weight."""
-    return _codes(weight) * _scales(weight).repeat_interleave(weight.group_len, dim=1)
+    value_NK = _multiples(weight)
+    return value_NK if weight.row_scale_N is None else value_NK * weight.row_scale_N[:, None]
 
 
 def packed_linear_ref(
@@ -123,46 +150,32 @@ def packed_linear_ref(
 ) -> Tensor:
     """16 bit: out[t, n] = sum over k of x[t, k] * weight[n, k], the weight rounded to x's type.
 
-    FP8: out[t, n] = x_scale[t] * sum over g of scale[n, g] * (sum over k in g of x * code).
+    FP8: out[t, n] = x_scale[t] * row_scale[n] * sum over k of x[t, k] * e4m3(code * scale)[n, k].
     """
     if isinstance(x, Quantized):
-        num_tokens, width = x.codes_TD.shape
-        groups_TGK = x.codes_TD.float().view(num_tokens, -1, weight.group_len)
-        codes_NGK = _codes(weight).view(-1, width // weight.group_len, weight.group_len)
-        sums_GTN = torch.bmm(groups_TGK.transpose(0, 1), codes_NGK.permute(1, 2, 0))
-        out_TN = torch.einsum("gtn,ng->tn", sums_GTN, _scales(weight))
-        return (out_TN * x.scale.reshape(-1, 1)).to(out_dtype).contiguous()
+        assert weight.row_scale_N is not None, "a weight for FP8 products has row scales"
+        out_TN = x.codes_TD.float() @ _multiples(weight).t()
+        return (out_TN * weight.row_scale_N * x.scale.reshape(-1, 1)).to(out_dtype)
     return torch.nn.functional.linear(x, widen(weight).to(x.dtype)).to(out_dtype)
 
 
-# Four bytes at a time: e4m3 counts evenly up to 16, so the bits of a magnitude are the magnitude.
-# It is the lower three bits, plus the sign bit; 0x81 puts that bit in both places at once.
-_WIDEN_ASM = """{
-.reg .b32 sign, rest;
-shr.b32 sign, $2, 3;
-and.b32 sign, sign, 0x01010101;
-and.b32 rest, $2, 0x07070707;
-mad.lo.u32 $0, sign, 0x81, rest;
-shr.b32 rest, $2, 4;
-shr.b32 sign, $2, 7;
-and.b32 sign, sign, 0x01010101;
-and.b32 rest, rest, 0x07070707;
-mad.lo.u32 $1, sign, 0x81, rest;
-}"""
-_WIDEN = tl.constexpr(_WIDEN_ASM) if HAS_TRITON else None
+@triton.jit
+def _rounded(value):
+    """Float32 numbers as the bytes of the nearest e4m3 number, none of them subnormal."""
+    bits = value.to(tl.int32, bitcast=True)
+    return ((bits + 0x7FFFF + ((bits >> 20) & 1)) >> 20) - 960
 
 
 @triton.jit
-def _int4_to_e4m3(byte, IS_ASM: tl.constexpr):
-    """The two codes of each byte as e4m3 numbers of code * 2^-9."""
-    if IS_ASM:
-        low, high = tl.inline_asm_elementwise(
-            _WIDEN, "=r,=r,r", [byte], dtype=(tl.uint8, tl.uint8), is_pure=True, pack=4
-        )
-    else:
-        low = ((byte >> 3) & 1) * 0x81 + (byte & 7)
-        high = (byte >> 7) * 0x81 + ((byte >> 4) & 7)
-    return low.to(tl.float8e4nv, bitcast=True), high.to(tl.float8e4nv, bitcast=True)
+def _int4_to_e4m3(code, one, three, five, seven):
+    """Codes times a scale whose odd multiples are given, as e4m3: twice as much is 8 further on."""
+    magnitude = (code & 7).to(tl.int32) + (code >> 3).to(tl.int32)
+    byte = tl.where((magnitude == 3) | (magnitude == 6), three, one)
+    byte = tl.where(magnitude == 5, five, tl.where(magnitude == 7, seven, byte))
+    byte += tl.where((magnitude == 2) | (magnitude == 6), 8, 0)
+    byte += tl.where(magnitude == 4, 16, tl.where(magnitude == 8, 24, 0))
+    byte = tl.where(magnitude == 0, 0, byte) | ((code >> 3).to(tl.int32) << 7)
+    return byte.to(tl.uint8).to(tl.float8e4nv, bitcast=True)
 
 
 @triton.jit
@@ -201,7 +214,6 @@ def _packed_linear(
     BLOCK: tl.constexpr,
     TILE_N: tl.constexpr,
     TILE_T: tl.constexpr,
-    IS_ASM: tl.constexpr,
 ):
     # Tiles of tokens change fastest, so that a tile of weights is read from memory once.
     num_tiles_t = tl.cdiv(num_tokens, TILE_T)
@@ -222,11 +234,14 @@ def _packed_linear(
         x_low = tl.load(x_ptrs + start, mask=is_t[None, :], other=0.0)
         x_high = tl.load(x_ptrs + start + HALF, mask=is_t[None, :], other=0.0)
         if IS_FP8:
-            low, high = _int4_to_e4m3(byte, IS_ASM)
-            part_NT = tl.dot(low, x_low)
-            part_NT = tl.dot(high, x_high, part_NT)
-            scale = tl.load(scale_column_ptr + start // GROUP * num_out, mask=is_n, other=0.0)
-            sum_NT += part_NT * (scale.to(tl.float32) * 512.0)[:, None]
+            scale = tl.load(scale_column_ptr + start // GROUP * num_out, mask=is_n, other=1.0)
+            scale = scale.to(tl.float32)[:, None]
+            one, three = _rounded(scale), _rounded(scale * 3.0)
+            five, seven = _rounded(scale * 5.0), _rounded(scale * 7.0)
+            low = _int4_to_e4m3(byte & 0xF, one, three, five, seven)
+            high = _int4_to_e4m3(byte >> 4, one, three, five, seven)
+            sum_NT = tl.dot(low, x_low, sum_NT)
+            sum_NT = tl.dot(high, x_high, sum_NT)
         else:
             low_group, high_group = (start + half) // GROUP, (start + HALF + half) // GROUP
             low_ptrs = scale_column_ptr[:, None] + low_group[None, :] * num_out
@@ -236,6 +251,7 @@ def _packed_linear(
             sum_NT = tl.dot(low.to(x_low.dtype), x_low, sum_NT, input_precision="ieee")
             sum_NT = tl.dot(high.to(x_low.dtype), x_high, sum_NT, input_precision="ieee")
     if IS_FP8:
+        sum_NT = sum_NT * row_scale[:, None]
         sum_NT = sum_NT * tl.load(x_scale_ptr + t, mask=is_t, other=0.0)[None, :]
     out_ptrs = out_ptr + t.to(tl.int64)[:, None] * num_out + n[None, :]
     mask = is_t[:, None] & is_n[None, :]
@@ -249,10 +265,10 @@ def packed_linear(x: Tensor | Quantized, weight: PackedWeight, out_dtype: torch.
         x        (T, K) 16 bit or float32, or FP8 codes with a scale a token; rows contiguous
         returns  (T, N) out_dtype
     Raises
-        ValueError  widths differ, x is FP8 and the weight is not int4 or not of one group a
-                    block, or a block is narrower than the tensor cores take.
+        ValueError  widths differ, x is FP8 and the weight is not int4-e4m3 or not of one group
+                    a block, or a block is narrower than the tensor cores take.
     Accuracy
-        FP8: codes are exact, sums are float32 with the tensor cores' fast mode inside a group.
+        FP8: operands are exact, sums are float32 in the tensor cores' fast mode.
         16 bit: the weight is rounded once, to x's type; sums are float32.
     Cost
         Reads N K / 2 bytes of codes once for every tile of tokens that the L2 cache lost.
@@ -261,8 +277,10 @@ def packed_linear(x: Tensor | Quantized, weight: PackedWeight, out_dtype: torch.
     rows_TK = x.codes_TD if isinstance(x, Quantized) else x
     if rows_TK.dim() != 2 or rows_TK.shape[1] != weight.width or not rows_TK.is_contiguous():
         raise ValueError(f"x {tuple(rows_TK.shape)} must be contiguous (T, {weight.width})")
-    if is_fp8 and (weight.kind != "int4" or weight.row_scale_N is not None):
-        raise ValueError("FP8 activations go with int4 weights")
+    if is_fp8 != weight.takes_fp8:
+        raise ValueError(
+            "FP8 activations go with int4-e4m3 weights, and with no other of four bits"
+        )
     if not uses_kernel(rows_TK):
         return packed_linear_ref(x, weight, out_dtype)
     if weight.block_len < _LEAST_BLOCK[is_fp8] or (is_fp8 and weight.group_len % weight.block_len):
@@ -271,8 +289,10 @@ def packed_linear(x: Tensor | Quantized, weight: PackedWeight, out_dtype: torch.
         )
     num_tokens, num_out = rows_TK.shape[0], weight.packed.shape[0]
     out_TN = torch.empty((num_tokens, num_out), dtype=out_dtype, device=rows_TK.device)
-    if isinstance(x, Quantized) and packed_sm90.can_run(rows_TK, weight.scale_GN, out_TN):
-        packed_sm90.launch(rows_TK, x.scale, weight.packed, weight.scale_GN, out_TN)
+    if isinstance(x, Quantized) and weight.is_for_sm90:
+        assert weight.row_scale_N is not None, "a weight for FP8 products has row scales"
+        scales = (x.scale, weight.scale_GN, weight.row_scale_N)
+        packed_sm90.launch(rows_TK, weight.packed, scales, out_TN)
         return out_TN
     tile_t = next((tile for tile in _TILES_T if tile >= num_tokens), _TILES_T[-1])
     grid = (-(-num_out // _TILE_N) * -(-num_tokens // tile_t),)
@@ -287,13 +307,12 @@ def packed_linear(x: Tensor | Quantized, weight: PackedWeight, out_dtype: torch.
         num_out,
         weight.width,
         IS_FP8=is_fp8,
-        KIND=0 if weight.kind == "int4" else 1,
+        KIND=1 if weight.kind == "fp4" else 0,
         HAS_ROW_SCALE=weight.row_scale_N is not None,
         GROUP=weight.group_len,
         BLOCK=weight.block_len,
         TILE_N=_TILE_N,
         TILE_T=tile_t,
-        IS_ASM=rows_TK.is_cuda and torch.version.hip is None,
         num_warps=8,
         num_stages=3,
     )

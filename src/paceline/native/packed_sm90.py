@@ -1,14 +1,22 @@
 """Products of four-bit weights and FP8 activations in CUDA C++, for Hopper's tensor cores.
 
-A warpgroup multiplies 64 outputs by 128 tokens. Its weights go from shared memory to registers,
-become e4m3 there and feed the tensor cores from there; the next block of K is widened while they
-work on the last one, which a compiler that orders a loop's parts one after the other does not
-do. Two warpgroups share a tile of tokens, and so do the two programs of a cluster. One thread does
-nothing but ask for copies, of the next tile before the last one ends.
+A warpgroup multiplies 64 outputs by a tile of tokens. Its weights go from shared memory to
+registers, become the e4m3 numbers of code * scale there, and feed the tensor cores from there.
+Sums over all of K stay in the tensor cores' registers: nothing is scaled until the end of a tile.
+While a block's products run, the next block is widened, and waits behind them. Two warpgroups share
+a tile of tokens, and so do the two programs of a cluster. One thread does nothing but ask for
+copies, of the next tile before the last one ends.
 
-    block of K         128 codes: a stage holds 128 tokens x 128 bytes and 128 outputs x 64 bytes
-    widened operand    lane (g, q) = (lane / 4, lane % 4) holds rows g and g + 8 of its warp's 16
-    sums               a block's sum is scaled in float32 and added, so GROUP is a multiple of 128
+    block of K         128 codes: a stage holds TILE x 128 bytes of tokens and 128 outputs x 64 bytes
+    widened operand    lane (g, q) = (lane / 4, lane % 4) holds rows g and g + 8 of its warp's 16;
+                       a scale's 16 multiples are bytes of four registers, and codes select them
+    tile of tokens     as wide as makes the whole product's waves of tiles the shortest
+
+A row's bytes lie as lanes read them: for each block and each q lie 16 bytes, four words; word j has
+the codes of k = 32 j + 4 q + 0 to 3, and those 16 further on. Of the first four, code i has its
+magnitude (of a negative code, one less) in bits 4 i and its sign in bit 8 i + 7; of the others,
+the magnitude in bits 16 + 4 i and the sign in bit 8 i + 3. So magnitudes are the selectors of a
+permutation of bytes, and signs make masks of bytes.
 
 Shape letters (this file)
     T   tokens in the step
@@ -16,148 +24,159 @@ Shape letters (this file)
     K   input width
     G   groups of K that share a scale
 
-`packed.packed_linear` is the entry, and `packed_linear_ref` the definition. Compiled at start by
-NVRTC, for compute capability 9.0 alone: its instructions are of no other.
+`packed.packed_linear` is the entry, and `packed_linear_ref` the definition.
 """
 
 from __future__ import annotations
 
 import ctypes
 from functools import lru_cache
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from paceline.native.packed_sm90_source import SOURCE
+from paceline.native.formats import unpack_nibbles
+from paceline.native.hopper import Box, Kernel, compile_kernel, is_hopper, tensor_map
+from paceline.native.packed_sm90_source import source
 
-__all__ = ["can_run", "launch", "options_of"]
+__all__ = [
+    "TILES_T",
+    "can_hold",
+    "launch",
+    "lay_out",
+    "options_of",
+    "read_codes",
+    "sign_and_rest",
+    "tile_for",
+]
 
-STAGES = 6
 # Programs that share a tile of tokens: each fetches its part, for all of them.
 CLUSTER = 2
 TILE = 128
 BLOCK = 128
-# Below this many tokens half of a tile would be idle; `packed`'s own tiles are narrower.
-LEAST_TOKENS = 65
-# Codes of tokens and of weights, and scales; the tensor cores' swizzle counts from 1,024 bytes.
-_STAGE_BYTES = 25 * 1024
-# Of the results of a tile that wait to be written: outputs of 64, and 8 against bank conflicts.
+# Tiles of tokens, with the stages that shared memory has room for.
+_STAGES = {64: 8, 128: 7, 192: 6, 256: 5}
+TILES_T = tuple(_STAGES)
+# Of the results of 64 tokens that wait to be written: 64 outputs, and 8 against bank conflicts.
 _PITCH = 72
-_STAGED_BYTES = 2 * 2 * TILE * _PITCH
-SHARED_BYTES = 1024 + STAGES * _STAGE_BYTES + _STAGED_BYTES
+_STAGED_BYTES = 2 * 2 * 64 * _PITCH
 _THREADS = 384
-
-_TYPES = {torch.bfloat16: 0, torch.float16: 1, torch.float32: 2}
-# CUtensorMapDataType, CUtensorMapSwizzle, CUtensorMapL2promotion, CUfunction_attribute
-_UINT8, _UINT16, _UINT32 = 0, 1, 2
-_NO_SWIZZLE, _SWIZZLE_64, _SWIZZLE_128 = 0, 2, 3
-_PROMOTE_128 = 2
-_MAX_DYNAMIC_SHARED = 8
-_MAP_BYTES = 128
+_TYPES = {torch.bfloat16: 0, torch.float16: 1}
+# Cycles of a block of K at the least, whatever its tile: the widening, by eight warps, and what
+# memory gives a multiprocessor. The tensor cores take four for each token.
+_LEAST_BLOCK_CYCLES, _TOKEN_CYCLES = 500, 4
+# Cycles of a tile's end for each of its tokens.
+_END_CYCLES = 20
 
 
-def can_run(rows_TK: Tensor, scale_GN: Tensor, out_TN: Tensor) -> bool:
-    """True if this kernel is for these FP8 codes and scales, in groups of whole blocks of 128."""
-    num_tokens, width = rows_TK.shape
-    num_groups, num_out = scale_GN.shape
-    return (
-        rows_TK.is_cuda
-        and hasattr(torch.cuda, "_compile_kernel")
-        and num_tokens >= LEAST_TOKENS
-        and scale_GN.dtype in _TYPES
-        and scale_GN.is_contiguous()
-        and out_TN.dtype in (torch.bfloat16, torch.float16)
-        and num_out % 8 == 0
-        and (width // num_groups) % BLOCK == 0
-        and torch.cuda.get_device_capability(rows_TK.device) == (9, 0)
-    )
+def can_hold(num_out: int, group_len: int, stored: Tensor) -> bool:
+    """Whether a weight of these shapes, and where `stored` is, is to be held for this kernel."""
+    return is_hopper(stored.device) and num_out % 16 == 0 and group_len % BLOCK == 0
 
 
-def options_of(scale_dtype: torch.dtype, out_dtype: torch.dtype) -> list[str]:
+def sign_and_rest(code: Tensor) -> Tensor:
+    """int4 with 8 added to its sign, in bit 3, and the value or its complement below."""
+    return torch.where(code >= 8, code ^ 8, code ^ 15)
+
+
+def lay_out(stored: Tensor) -> Tensor:
+    """Codes as stored in the layout above: (N, K / 2) uint8 both, K a multiple of 128."""
+    num_rows = stored.shape[0]
+    # Block, j, which half of 32, q, i.
+    code = sign_and_rest(unpack_nibbles(stored)).view(num_rows, -1, 4, 2, 4, 4)
+    rest, sign = code & 7, code >> 3
+    # The eight codes of a word, then its four bytes.
+    both = torch.cat((rest[:, :, :, 0], rest[:, :, :, 1]), dim=-1)
+    signs = (sign[:, :, :, 1] << 3) | (sign[:, :, :, 0] << 7)
+    word = both[..., 0::2] | (both[..., 1::2] << 4) | signs
+    # (N, block, j, q, byte) to (N, block, q, j, byte)
+    return word.transpose(2, 3).reshape(num_rows, -1)
+
+
+def read_codes(packed: Tensor) -> Tensor:
+    """The reverse of `lay_out`, to sign and value or complement: (N, K / 2) to (N, K) uint8."""
+    num_rows = packed.shape[0]
+    word = packed.view(num_rows, -1, 4, 4, 4).transpose(2, 3)
+    rest = torch.stack((word & 7, word >> 4 & 7), dim=-1).flatten(-2).unflatten(-1, (2, 4))
+    sign = torch.stack((word >> 7, word >> 3 & 1), dim=-2)
+    # (N, block, j, q, half, i) to (N, block, j, half, q, i)
+    return (rest | (sign << 3)).transpose(3, 4).reshape(num_rows, -1)
+
+
+def _stage_bytes(tile_t: int) -> int:
+    # Tokens, weights and scales; the tensor cores' swizzle counts from 1,024 bytes.
+    return (tile_t // 8 + 8 + 1) * 1024
+
+
+def _shared_bytes(tile_t: int) -> int:
+    """Bytes of shared memory of a program."""
+    return 1024 + _STAGES[tile_t] * _stage_bytes(tile_t) + _STAGED_BYTES
+
+
+def options_of(tile_t: int, out_dtype: torch.dtype) -> list[str]:
     """What the compiler is told about types, stages and shared memory."""
-    types = (f"-DSCALE_TYPE={_TYPES[scale_dtype]}", f"-DOUT_TYPE={_TYPES[out_dtype]}")
-    stages = (f"-DSTAGES={STAGES}", f"-DCLUSTER={CLUSTER}", f"-DSTAGE_BYTES={_STAGE_BYTES}")
-    return [*stages, f"-DPITCH={_PITCH}", *types]
-
-
-@lru_cache(maxsize=1)
-def _driver() -> Any:
-    return ctypes.CDLL("libcuda.so.1")
-
-
-def _check(code: int, what: str) -> None:
-    if code:
-        raise RuntimeError(f"{what} failed with CUDA error {code}")
+    stages = (f"-DSTAGES={_STAGES[tile_t]}", f"-DSTAGE_BYTES={_stage_bytes(tile_t)}")
+    tile = (f"-DTILE_T={tile_t}", f"-DCLUSTER={CLUSTER}", f"-DPITCH={_PITCH}")
+    return [*stages, *tile, f"-DOUT_TYPE={_TYPES[out_dtype]}"]
 
 
 @lru_cache(maxsize=64)
-def _kernel(device_index: int, scale_dtype: torch.dtype, out_dtype: torch.dtype) -> tuple[Any, int]:
-    """The kernel, loaded on a device, and the device's multiprocessors."""
+def _kernel(device_index: int, tile_t: int, out_dtype: torch.dtype) -> Kernel:
     assert device_index == torch.cuda.current_device(), "the kernel's device is not the current"
-    compiled: Any = torch.cuda._compile_kernel(
-        SOURCE,
+    return compile_kernel(
+        source(tile_t),
         "packed_linear",
-        compute_capability="90a",
-        nvcc_options=options_of(scale_dtype, out_dtype),
+        options_of(tile_t, out_dtype),
+        threads=_THREADS,
+        shared_bytes=_shared_bytes(tile_t),
     )
-    code = _driver().cuFuncSetAttribute(compiled.func, _MAX_DYNAMIC_SHARED, SHARED_BYTES)
-    _check(code, "cuFuncSetAttribute")
-    return compiled, torch.cuda.get_device_properties(device_index).multi_processor_count
 
 
-@lru_cache(maxsize=8192)
-def _map(
-    address: int, shape: tuple[int, int], box: tuple[int, int], kind: int, swizzle: int
-) -> Any:
-    """A tensor map: a pure function of its arguments, so it holds for what lies there later too.
+def _units(num_tokens: int, num_out: int, tile_t: int) -> int:
+    """Tiles, counted for a cluster."""
+    return -(-num_tokens // tile_t) * -(-num_out // (CLUSTER * TILE))
 
-    shape and box are (rows, columns), of elements of `kind`.
-    """
-    memory = ctypes.create_string_buffer(2 * _MAP_BYTES)
-    aligned = (_MAP_BYTES - ctypes.addressof(memory)) % _MAP_BYTES
-    encoded = (ctypes.c_char * _MAP_BYTES).from_buffer(memory, aligned)
-    code = _driver().cuTensorMapEncodeTiled(
-        ctypes.byref(encoded),
-        ctypes.c_int(kind),
-        ctypes.c_uint32(2),
-        ctypes.c_void_p(address),
-        (ctypes.c_uint64 * 2)(shape[1], shape[0]),
-        (ctypes.c_uint64 * 1)(shape[1] << kind),
-        (ctypes.c_uint32 * 2)(box[1], box[0]),
-        (ctypes.c_uint32 * 2)(1, 1),
-        *(ctypes.c_int(0), ctypes.c_int(swizzle), ctypes.c_int(_PROMOTE_128), ctypes.c_int(0)),
-    )
-    _check(code, "cuTensorMapEncodeTiled")
-    return encoded
+
+@lru_cache(maxsize=4096)
+def tile_for(num_tokens: int, num_out: int, width: int, num_processors: int) -> int:
+    """The tile of tokens whose waves are the shortest, the narrowest of equals."""
+
+    def cycles(tile_t: int) -> int:
+        waves = -(-_units(num_tokens, num_out, tile_t) // (num_processors // CLUSTER))
+        block = max(_LEAST_BLOCK_CYCLES, _TOKEN_CYCLES * tile_t)
+        return waves * (width // BLOCK * block + _END_CYCLES * tile_t)
+
+    return min(TILES_T, key=cycles)
 
 
 def launch(
-    rows_TK: Tensor, x_scale_T: Tensor, packed: Tensor, scale_GN: Tensor, out_TN: Tensor
+    rows_TK: Tensor,
+    packed: Tensor,
+    scales: tuple[Tensor, Tensor, Tensor],
+    out_TN: Tensor,
+    *,
+    tile_t: int | None = None,
 ) -> None:
-    """Queue the kernel for arguments that `can_run` takes; all contiguous."""
+    """Queue the kernel for a weight that `can_hold` takes; all contiguous.
+
+    `scales` are those of tokens (T,), of groups (G, N) bfloat16, and of outputs (N,). `tile_t` is
+    of TILES_T; None: the one that `tile_for` finds.
+    """
+    x_scale_T, scale_GN, row_scale_N = scales
     num_tokens, width = rows_TK.shape
     num_groups, num_out = scale_GN.shape
-    compiled, num_processors = _kernel(rows_TK.device.index, scale_GN.dtype, out_TN.dtype)
-    scale_kind = _UINT32 if scale_GN.dtype == torch.float32 else _UINT16
-    maps = (
-        (rows_TK, (num_tokens, width), (TILE // CLUSTER, BLOCK), _UINT8, _SWIZZLE_128),
-        (packed, (num_out, width // 2), (TILE, BLOCK // 2), _UINT8, _SWIZZLE_64),
-        (scale_GN, (num_groups, num_out), (1, TILE), scale_kind, _NO_SWIZZLE),
-    )
+    device = rows_TK.device
+    if tile_t is None:
+        processors = torch.cuda.get_device_properties(device).multi_processor_count
+        tile_t = tile_for(num_tokens, num_out, width, processors)
+    kernel = _kernel(device.index, tile_t, out_TN.dtype)
     arguments = [
-        *(_map(tensor.data_ptr(), *layout) for tensor, *layout in maps),
-        *(ctypes.c_void_p(tensor.data_ptr()) for tensor in (x_scale_T, out_TN)),
+        tensor_map(rows_TK.view(torch.uint8), Box(tile_t // CLUSTER, BLOCK, swizzle=128)),
+        tensor_map(packed, Box(TILE, BLOCK // 2)),
+        tensor_map(scale_GN, Box(1, TILE)),
+        *(ctypes.c_void_p(tensor.data_ptr()) for tensor in (x_scale_T, row_scale_N, out_TN)),
         *(ctypes.c_int(n) for n in (num_tokens, num_out, width, width // num_groups // BLOCK)),
     ]
-    pointers = [ctypes.addressof(argument) for argument in arguments]
-    num_units = -(-num_tokens // TILE) * -(-num_out // (CLUSTER * TILE))
-    num_programs = CLUSTER * min(num_units, num_processors // CLUSTER)
-    code = _driver().cuLaunchKernel(
-        compiled.func,
-        *(num_programs, 1, 1, _THREADS, 1, 1, SHARED_BYTES),
-        ctypes.c_void_p(torch.cuda.current_stream(rows_TK.device).cuda_stream),
-        (ctypes.c_void_p * len(pointers))(*pointers),
-        None,
-    )
-    _check(code, "cuLaunchKernel")
+    num_units = _units(num_tokens, num_out, tile_t)
+    num_programs = CLUSTER * min(num_units, kernel.num_processors // CLUSTER)
+    kernel.launch(num_programs, arguments, device)

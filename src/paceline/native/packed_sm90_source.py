@@ -1,144 +1,61 @@
 """The CUDA C++ of `packed_sm90`, whose docstring says what it does.
 
-SCALE_TYPE and OUT_TYPE (0 bfloat16, 1 float16, 2 float32), STAGES, CLUSTER, STAGE_BYTES and PITCH
-are set by it.
+OUT_TYPE (0 bfloat16, 1 float16), TILE_T, STAGES, CLUSTER, STAGE_BYTES and PITCH are set by it.
 """
 
 from __future__ import annotations
 
-__all__ = ["SOURCE"]
+from paceline.native.hopper import HEADER
 
-SOURCE = r"""
-typedef unsigned char u8;
-typedef unsigned short u16;
-typedef unsigned int u32;
-typedef unsigned long long u64;
-struct alignas(64) Map { u64 words[16]; };
-constexpr int TILE = 128, X_BYTES = 16384, W_BYTES = 8192;
-constexpr int SCALE_BYTES = SCALE_TYPE == 2 ? 512 : 256;
-constexpr int CONSUMERS = 256;
+__all__ = ["source"]
 
-__device__ __forceinline__ void init_barrier(u32 barrier, int count) {
-  asm volatile("mbarrier.init.shared.b64 [%0], %1;" :: "r"(barrier), "r"(count));
-}
-__device__ __forceinline__ void expect(u32 barrier, int bytes) {
-  asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;"
-               :: "r"(barrier), "r"(bytes) : "memory");
-}
-// What lies at `address` here, in another program of the cluster.
-__device__ __forceinline__ u32 address_in(u32 address, int rank) {
-  u32 there;
-  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(address), "r"(rank));
-  return there;
-}
-__device__ __forceinline__ void arrive_there(u32 barrier) {
-  asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" :: "r"(barrier) : "memory");
-}
-__device__ __forceinline__ void wait_for_cluster() {
-  asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
-}
-__device__ __forceinline__ void wait(u32 barrier, u32 parity) {
+_PRODUCT = r"""
+// 64 outputs x TILE_T tokens x 32 of K; with `adds` 0 it overwrites the sums.
+__device__ __forceinline__ void mma(float (&d)[TILE_T / 2], const u32 *a, u64 b, int adds) {
   asm volatile(
-      "{.reg .pred p;\n"
-      "again:\n"
-      "mbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1;\n"
-      "@!p bra again;}"
-      :: "r"(barrier), "r"(parity) : "memory");
+      "{.reg .pred p; setp.ne.b32 p, %ADDS, 0;"
+      "wgmma.mma_async.sync.aligned.m64nTOKENSk32.f32.e4m3.e4m3 {SUMS},"
+      "{%A0,%A1,%A2,%A3}, %B, p, 1, 1;}"
+      : OUTPUTS
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(adds));
 }
-__device__ __forceinline__ void copy_box(u32 to, const Map *map, int column, int row, u32 barrier) {
-  asm volatile(
-      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes"
-      " [%0], [%1, {%2, %3}], [%4];"
-      :: "r"(to), "l"(map), "r"(column), "r"(row), "r"(barrier) : "memory");
-}
-// To the same place in each program of the cluster, and told to its barrier there.
-__device__ __forceinline__ void copy_box_to_all(
-    u32 to, const Map *map, int column, int row, u32 barrier) {
-  asm volatile(
-      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes"
-      ".multicast::cluster [%0], [%1, {%2, %3}], [%4], %5;"
-      :: "r"(to), "l"(map), "r"(column), "r"(row), "r"(barrier), "h"((u16)((1 << CLUSTER) - 1))
-      : "memory");
-}
-__device__ __forceinline__ float load_scale(u32 from, int at) {
-#if SCALE_TYPE == 2
-  float x;
-  asm volatile("ld.shared.f32 %0, [%1];" : "=f"(x) : "r"(from + at * 4));
-  return x;
-#else
-  u16 bits;
-  asm volatile("ld.shared.u16 %0, [%1];" : "=h"(bits) : "r"(from + at * 2));
-#if SCALE_TYPE == 0
-  return __uint_as_float((u32)bits << 16);
-#else
-  float x;
-  asm("cvt.f32.f16 %0, %1;" : "=f"(x) : "h"(bits));
-  return x;
-#endif
-#endif
-}
-__device__ __forceinline__ u16 to_out(float x) {
-  u16 bits;
-#if OUT_TYPE == 0
-  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(bits) : "f"(x));
-#else
-  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(x));
-#endif
-  return bits;
-}
-// 64 outputs x 128 tokens x 32 of K; the first of a block overwrites the sums.
-template <int ADDS> __device__ __forceinline__ void mma(float (&d)[64], const u32 *a, u64 b) {
-  asm volatile(
-      "{.reg .pred p; setp.ne.b32 p, %69, 0;"
-      "wgmma.mma_async.sync.aligned.m64n128k32.f32.e4m3.e4m3 {"
-      "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,"
-      "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31,"
-      "%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,"
-      "%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63},"
-      "{%64,%65,%66,%67}, %68, p, 1, 1;}"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]),
-        "+f"(d[7]), "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]),
-        "+f"(d[14]), "+f"(d[15]), "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]),
-        "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]), "+f"(d[25]),
-        "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31]),
-        "+f"(d[32]), "+f"(d[33]), "+f"(d[34]), "+f"(d[35]), "+f"(d[36]), "+f"(d[37]),
-        "+f"(d[38]), "+f"(d[39]), "+f"(d[40]), "+f"(d[41]), "+f"(d[42]), "+f"(d[43]),
-        "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47]), "+f"(d[48]), "+f"(d[49]),
-        "+f"(d[50]), "+f"(d[51]), "+f"(d[52]), "+f"(d[53]), "+f"(d[54]), "+f"(d[55]),
-        "+f"(d[56]), "+f"(d[57]), "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), "+f"(d[61]),
-        "+f"(d[62]), "+f"(d[63])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(ADDS));
-}
+"""
 
-// The compiler would widen a block after waiting for the products that it should overlap with,
-// to hold fewer registers. A store that hangs on the widened words, and never happens, stops it:
-// `never` is a number that they cannot make, which the compiler cannot know.
-__device__ __forceinline__ void before_what_follows(const u32 (&a)[16], u32 scratch, u32 never) {
-  u32 all = 0;
-#pragma unroll
-  for (int i = 0; i < 16; ++i) all |= a[i];
-  asm volatile("{.reg .pred p; setp.eq.u32 p, %0, %2; @p st.shared.b32 [%1], %0;}"
-                 :: "r"(all), "r"(scratch), "r"(never) : "memory");
+_KERNEL = r"""
+// Bytes of x and y by selectors, in the lower 16 bits; 8 | i gives the sign of byte i eight times.
+__device__ __forceinline__ u32 permute(u32 x, u32 y, u32 selectors) {
+  u32 bytes;
+  asm("prmt.b32 %0, %1, %2, %3;" : "=r"(bytes) : "r"(x), "r"(y), "r"(selectors));
+  return bytes;
 }
+// Two e4m3 numbers, the first in the lower byte.
+__device__ __forceinline__ u32 pair(float first, float second) {
+  u16 bytes;
+  asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(bytes) : "f"(second), "f"(first));
+  return bytes;
+}
+constexpr int X_BYTES = TILE_T * 128, W_BYTES = 8192, SCALE_BYTES = 256;
+// Tokens of a tile whose results wait to be written at a time.
+constexpr int PART = 64;
 
 extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(CONSUMERS + 128, 1)
 packed_linear(
     const __grid_constant__ Map x_map, const __grid_constant__ Map packed_map,
-    const __grid_constant__ Map scale_map, const float *x_scale_ptr, u16 *out_ptr,
-    int num_tokens, int num_out, int width, int group_blocks) {
+    const __grid_constant__ Map scale_map, const float *x_scale_ptr, const float *row_scale_ptr,
+    u16 *out_ptr, int num_tokens, int num_out, int width, int group_blocks) {
   extern __shared__ char memory[];
   __shared__ u64 full_barriers[STAGES], empty_barriers[STAGES];
   const u32 start = (u32)__cvta_generic_to_shared(memory), base = (start + 1023) & ~1023u;
   const u32 full = (u32)__cvta_generic_to_shared(full_barriers);
   const u32 empty = (u32)__cvta_generic_to_shared(empty_barriers);
   const int thread = threadIdx.x, lane = thread & 31;
-  const int num_blocks = width >> 7, tiles_t = (num_tokens + TILE - 1) / TILE;
+  const int num_blocks = width >> 7, tiles_t = (num_tokens + TILE_T - 1) / TILE_T;
   // A cluster's programs take neighbouring outputs of the same tokens: a tile of each.
   const int num_units = tiles_t * ((num_out + CLUSTER * TILE - 1) / (CLUSTER * TILE));
   const int first_unit = blockIdx.x / CLUSTER, num_clusters = gridDim.x / CLUSTER;
   const int rank = blockIdx.x % CLUSTER;
   auto n_of = [&](int unit) { return (unit / tiles_t * CLUSTER + rank) * TILE; };
-  auto t_of = [&](int unit) { return unit % tiles_t * TILE; };
+  auto t_of = [&](int unit) { return unit % tiles_t * TILE_T; };
 
   if (thread == 0) {
     for (int i = 0; i < STAGES; ++i) {
@@ -156,7 +73,7 @@ packed_linear(
       int slot = 0;
       u32 parity = 1;
       auto fetch = [&](int unit, int block) {
-        const int n = n_of(unit), t = t_of(unit) + rank * (TILE / CLUSTER);
+        const int n = n_of(unit), t = t_of(unit) + rank * (TILE_T / CLUSTER);
         const u32 to = base + slot * STAGE_BYTES, barrier = full + 8 * slot;
         wait(empty + 8 * slot, parity);
         expect(barrier, X_BYTES + W_BYTES + SCALE_BYTES);
@@ -182,81 +99,96 @@ packed_linear(
   asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
   const int group = thread >> 7, g = lane >> 2, q = lane & 3;
   const int my_row = (thread >> 5 & 3) * 16 + g, tile_row = group * 64 + my_row;
-  const u32 w_from = base + X_BYTES + tile_row * 64 + q * 4, turn = (g >> 1) << 4;
-  const u32 scale_from = base + X_BYTES + W_BYTES;
+  const u32 w_from = base + X_BYTES + tile_row * 64 + q * 16;
+  const u32 scale_from = base + X_BYTES + W_BYTES + tile_row * 2;
   const u32 empty_there = address_in(empty, lane % CLUSTER);
-  float next_scale[2];
   auto widen = [&](u32 (&a)[16], int slot) {
     const u32 stage = slot * STAGE_BYTES;
 #pragma unroll
-    for (int j = 0; j < 4; ++j)
+    for (int h = 0; h < 2; ++h) {
+      u32 words[4];
+      u16 scale;
+      asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+                   : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
+                   : "r"(w_from + stage + h * 512));
+      asm volatile("ld.shared.u16 %0, [%1];" : "=h"(scale) : "r"(scale_from + stage + h * 16));
+      // Odd multiples of the scale as e4m3; twice a number is 8 further on, and -8 x 0x80 more.
+      const float one = __uint_as_float((u32)scale << 16);
+      const u32 odd = pair(one, 3 * one) | pair(5 * one, 7 * one) << 16;
+      const u32 from_0 = permute(odd, 0, 0x1004) + 0x00080000;
+      const u32 from_4 = permute(odd, 0, 0x3120) + 0x00080010;
+      const u32 from_minus_1 = permute(odd, 0, 0x0100) + 0x90808880;
+      const u32 from_minus_5 = permute(odd, 0, 0x0312) + 0x98808880;
+      auto values = [&](u32 selectors, u32 signs) {
+        const u32 is_negative = permute(signs, 0, 0xBA98);
+        return permute(from_0, from_4, selectors) & ~is_negative |
+               permute(from_minus_1, from_minus_5, selectors) & is_negative;
+      };
 #pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        u32 codes;
-        asm volatile("ld.shared.u32 %0, [%1];"
-                     : "=r"(codes) : "r"(w_from + stage + h * 512 + ((j << 4) ^ turn)));
-        const int at = (j >> 1) * 4 + (j & 1) * 2 + h;
-        a[at] = (codes >> 3 & 0x01010101) * 0x81 + (codes & 0x07070707);
-        a[8 + at] = (codes >> 7 & 0x01010101) * 0x81 + (codes >> 4 & 0x07070707);
+      for (int j = 0; j < 4; ++j) {
+        const u32 selectors = words[j] & 0x77777777;
+        a[4 * j + h] = values(selectors, words[j]);
+        a[4 * j + 2 + h] = values(selectors >> 16, words[j] << 4);
       }
-    next_scale[0] = load_scale(scale_from + stage, tile_row);
-    next_scale[1] = load_scale(scale_from + stage, tile_row + 8);
+    }
   };
 
-  int unit = first_unit, block = 0, slot = 0;
+  int unit = first_unit, block = 0, slot = 0, before = 0;
   u32 parity = 0;
-  float part[64], sum[64] = {};
+  float sum[TILE_T / 2];
   u32 even[16], odd[16];
-  u16 *staged = (u16 *)(memory + (base - start) + STAGES * STAGE_BYTES) + group * TILE * PITCH;
+  u16 *staged = (u16 *)(memory + (base - start) + STAGES * STAGE_BYTES) + group * PART * PITCH;
   auto finish = [&]() {
     const int n0 = n_of(unit) + group * 64, t0 = t_of(unit);
-    asm volatile("bar.sync %0, 128;" :: "r"(1 + group) : "memory");
+    const float scale[2] = {row_scale_ptr[min(n0 + my_row, num_out - 1)],
+                            row_scale_ptr[min(n0 + my_row + 8, num_out - 1)]};
 #pragma unroll
-    for (int j = 0; j < 16; ++j)
+    for (int part = 0; part < TILE_T; part += PART) {
+      asm volatile("bar.sync %0, 128;" :: "r"(1 + group) : "memory");
 #pragma unroll
-      for (int e = 0; e < 2; ++e) {
-        const int t = 8 * j + 2 * q + e;
-        const float x_scale = x_scale_ptr[min(t0 + t, num_tokens - 1)];
-        staged[t * PITCH + my_row] = to_out(sum[4 * j + e] * x_scale);
-        staged[t * PITCH + my_row + 8] = to_out(sum[4 * j + 2 + e] * x_scale);
+      for (int j = 0; j < PART / 8; ++j)
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+          const int t = 8 * j + 2 * q + e, at = part / 2 + 4 * j + e;
+          const float x_scale = x_scale_ptr[min(t0 + part + t, num_tokens - 1)];
+          staged[t * PITCH + my_row] = to_out(sum[at] * scale[0] * x_scale);
+          staged[t * PITCH + my_row + 8] = to_out(sum[at + 2] * scale[1] * x_scale);
+        }
+      asm volatile("bar.sync %0, 128;" :: "r"(1 + group) : "memory");
+      const int n = n0 + (thread & 7) * 8;
+#pragma unroll
+      for (int r = 0; r < PART / 16; ++r) {
+        const int row = (thread >> 3 & 15) + 16 * r, t = t0 + part + row;
+        if (t < num_tokens && n < num_out)
+          *(uint4 *)(out_ptr + (u64)t * num_out + n) =
+              *(const uint4 *)(staged + row * PITCH + (thread & 7) * 8);
       }
-    asm volatile("bar.sync %0, 128;" :: "r"(1 + group) : "memory");
-    const int n = n0 + (thread & 7) * 8;
-#pragma unroll
-    for (int r = 0; r < 8; ++r) {
-      const int t = (thread >> 3 & 15) + 16 * r;
-      if (t0 + t < num_tokens && n < num_out)
-        *(uint4 *)(out_ptr + (u64)(t0 + t) * num_out + n) =
-            *(const uint4 *)(staged + t * PITCH + (thread & 7) * 8);
     }
-#pragma unroll
-    for (int i = 0; i < 64; ++i) sum[i] = 0.0f;
   };
+  // Products of a block are asked for, and while they run the block after it is widened; those of
+  // the block before are then done, and its registers free.
   auto step = [&](u32 (&now)[16], u32 (&next)[16]) {
     const u64 b = (u64)((base + slot * STAGE_BYTES) >> 4) | 1ull << 16 | 64ull << 32 | 1ull << 62;
     asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
-    mma<0>(part, now, b);
-    mma<1>(part, now + 4, b + 2);
-    mma<1>(part, now + 8, b + 4);
-    mma<1>(part, now + 12, b + 6);
+    mma(sum, now, b, block);
+    mma(sum, now + 4, b + 2, 1);
+    mma(sum, now + 8, b + 4, 1);
+    mma(sum, now + 12, b + 6, 1);
     asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
-    // Codes are e4m3 numbers of code / 512.
-    const float scale[2] = {next_scale[0] * 512.0f, next_scale[1] * 512.0f};
-    const int done = slot;
+    asm volatile("wgmma.wait_group.sync.aligned 1;" ::: "memory");
+    if (block && lane < CLUSTER) arrive_there(empty_there + 8 * before);
+    before = slot;
     if (++slot == STAGES) {
       slot = 0;
       parity ^= 1;
     }
     wait(full + 8 * slot, parity);
     widen(next, slot);
-    before_what_follows(next, base + STAGES * STAGE_BYTES, ~num_tokens);
-    asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
-    if (lane < CLUSTER) arrive_there(empty_there + 8 * done);
-#pragma unroll
-    for (int i = 0; i < 64; ++i) asm volatile("" : "+f"(part[i]));
-#pragma unroll
-    for (int i = 0; i < 64; ++i) sum[i] += part[i] * scale[i >> 1 & 1];
     if (++block == num_blocks) {
+      asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
+      if (lane < CLUSTER) arrive_there(empty_there + 8 * before);
+#pragma unroll
+      for (int i = 0; i < TILE_T / 2; ++i) asm volatile("" : "+f"(sum[i]));
       finish();
       block = 0;
       unit += num_clusters;
@@ -274,3 +206,14 @@ packed_linear(
   wait_for_cluster();
 }
 """
+
+
+def source(tile_t: int) -> str:
+    """The program for tiles of `tile_t` tokens: the product names each of its registers."""
+    num_sums = tile_t // 2
+    product = _PRODUCT.replace("TOKENS", str(tile_t))
+    product = product.replace("SUMS", ",".join(f"%{i}" for i in range(num_sums)))
+    product = product.replace("OUTPUTS", ", ".join(f'"+f"(d[{i}])' for i in range(num_sums)))
+    for place, name in enumerate(("%A0", "%A1", "%A2", "%A3", "%B", "%ADDS"), start=num_sums):
+        product = product.replace(name, f"%{place}")
+    return HEADER + product + _KERNEL

@@ -18,13 +18,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from paceline.native import packed_sm90
 from paceline.native.checkpoint import Part, Source
 from paceline.native.errors import NativeError
 from paceline.native.formats import PACKED_KINDS
 from paceline.native.fused import FP8_DTYPE
 from paceline.native.gemm import Linear, quantize_weight
 from paceline.native.model import LayerWeights, Weights
-from paceline.native.packed import PackedWeight, block_len_of, lay_out, widen
+from paceline.native.packed import PackedWeight, block_len_of, lay_out, normal_scales, widen
 from paceline.native.parallel import TensorGroup
 from paceline.native.rotary import KVScale
 
@@ -145,7 +146,6 @@ def build_linear(parts: list[Part], quantization: str, dtype: torch.dtype) -> Li
                 hint=f"paceline quantize MODEL OUT --format {quantization}",
             )
         packed = _packed(parts)
-        packed.takes_fp8 = quantization == "w4a8"
         return Linear(torch.empty(0, device=packed.packed.device), packed=packed)
     if quantization == "fp8-token":
         pairs = [_per_channel(part) for part in parts]
@@ -182,8 +182,14 @@ def _packed(parts: list[Part]) -> PackedWeight:
             [(1.0 / part.global_scale).expand(part.weight_NK.shape[0]) for part in parts]
         ).contiguous()
     stored, scale_NG = _stack([part.weight_NK for part in parts]), _stack(scales)
-    block = block_len_of(2 * stored.shape[1], 2 * stored.shape[1] // scale_NG.shape[1])
+    num_out, width = stored.shape[0], 2 * stored.shape[1]
+    block = block_len_of(width, width // scale_NG.shape[1])
+    if kind == "int4-e4m3":
+        scale_NG, row_scale_N = normal_scales(scale_NG)
     scale_GN = scale_NG.t().contiguous()
+    if kind == "int4-e4m3" and packed_sm90.can_hold(num_out, width // scale_GN.shape[0], stored):
+        codes = packed_sm90.lay_out(stored)
+        return PackedWeight(codes, scale_GN, row_scale_N, kind, block, is_for_sm90=True)
     return PackedWeight(lay_out(stored, block, kind), scale_GN, row_scale_N, kind, block)
 
 

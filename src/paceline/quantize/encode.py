@@ -3,8 +3,11 @@
 A group's scale is, of a few candidates, the one whose rounding has the least squared error: the
 widest value alone would decide otherwise, and clipping it a little often serves the rest. Where
 scales are not powers of two, the best is then fitted: the least-squares scale of the codes that it
-gives, and once more. FP8 scales clip nothing: the widest value gets the widest code. Those of w4a8
-are `tied`, and its codes -7 to 7.
+gives, and once more. FP8 scales clip nothing: the widest value gets the widest code.
+
+A weight of w4a8 becomes a number of four significant bits. Scales near the best one differ in how
+well their fifteen multiples bear that, so more are tried there, and a value takes the code whose
+number is nearest: together they cost no more error than int4 without that rounding.
 
 Shape letters (this file)
     N   output width of a weight
@@ -21,9 +24,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from paceline.native.formats import PACKED_KINDS, fp4_values, pack_nibbles
+from paceline.native.formats import PACKED_KINDS, fp4_values, pack_nibbles, round_significand
 from paceline.native.fused import FP8_DTYPE, FP8_MAX
-from paceline.quantize.tied import CODE_MAX, tied_scales
 
 __all__ = [
     "Grid",
@@ -39,6 +41,8 @@ __all__ = [
 _FP4_MAX, _INT4_HALF_RANGE = 6.0, 7.5
 # Shares of the scale that fits the widest value.
 _INT4_SHARES = (15 / 14, 1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7)
+# Shares of the best scale; a number of four significant bits is up to 6 % from its like.
+_NEAR_SHARES = (0.92, 0.94, 0.96, 0.98, 1.02, 1.04, 1.06, 1.08)
 _NVFP4_SHARES = (1.0, 1.5, 0.95, 0.9, 0.85, 0.8)
 # Halves between the magnitudes of e2m1: an even code takes the tie.
 _FP4_UP_AFTER, _FP4_UP_FROM = (0.25, 1.25, 2.5, 5.0), (0.75, 1.75, 3.5)
@@ -51,7 +55,7 @@ _AMAX_MIN = 2.0**-100
 
 def round_codes(scaled: Tensor, kind: str) -> Tensor:
     """The nearest four-bit code of value / scale, as stored: int4 with 8 added, or e2m1."""
-    if kind == "int4":
+    if kind != "fp4":
         return (scaled.round().clamp(-8, 7) + 8).to(torch.uint8)
     magnitude, code = scaled.abs(), torch.zeros_like(scaled, dtype=torch.uint8)
     for bound in _FP4_UP_AFTER:
@@ -64,7 +68,7 @@ def round_codes(scaled: Tensor, kind: str) -> Tensor:
 
 def code_values(code: Tensor, kind: str) -> Tensor:
     """What codes stand for, float32."""
-    return code.float() - 8 if kind == "int4" else fp4_values(code)
+    return fp4_values(code) if kind == "fp4" else code.float() - 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,12 +92,10 @@ class Grid:
         return float(torch.tensor(FP8_MAX * _FP4_MAX / max(amax, _AMAX_MIN)).float())
 
     def scales(self, value_GL: Tensor, importance_GL: Tensor | None = None) -> Tensor:
-        """The scales of groups, in the type they are stored in: (N, G, L) to (N, G).
+        """The scales of groups, in the type they are stored in: (..., L) to (...).
 
         `importance_GL` weighs squared errors, as the mean square of the inputs does; None: alike.
         """
-        if self.name == "w4a8":
-            return tied_scales(value_GL, importance_GL)
         amax = value_GL.abs().amax(dim=-1)
         candidates = self._candidates(amax)
         best, least = candidates[0], torch.full_like(amax, torch.inf)
@@ -102,6 +104,10 @@ class Grid:
         for _ in range(_NUM_FITS if self.name != "mxfp4" else 0):
             fitted = self._fitted(best, value_GL, importance_GL)
             best, least = self._better(fitted, best, least, value_GL, importance_GL)
+        found = best.float()
+        for share in _NEAR_SHARES if self.name == "w4a8" else ():
+            near = (found * share).to(best.dtype)
+            best, least = self._better(near, best, least, value_GL, importance_GL)
         return best
 
     def _better(
@@ -143,14 +149,20 @@ class Grid:
 
     def codes(self, value: Tensor, stored: Tensor) -> Tensor:
         """Codes of (..., L) values with scales (...)."""
-        scaled = value / self.effective(stored)[..., None]
-        if self.name == "w4a8":
-            scaled = scaled.clamp(-CODE_MAX, CODE_MAX)
-        return round_codes(scaled, self.kind)
+        scale = self.effective(stored)[..., None]
+        codes = round_codes(value / scale, self.kind)
+        if self.name != "w4a8":
+            return codes
+        # The number of a code may have moved away from the value, and its neighbour's be nearer.
+        off = value - self.values(codes, stored)
+        others = (codes.to(torch.int8) + off.sign().to(torch.int8)).clamp(0, 15).to(torch.uint8)
+        is_nearer = (value - self.values(others, stored)).abs() < off.abs()
+        return torch.where(is_nearer, others, codes)
 
     def values(self, codes: Tensor, stored: Tensor) -> Tensor:
         """The float32 values of (..., L) codes with scales (...)."""
-        return code_values(codes, self.kind) * self.effective(stored)[..., None]
+        value = code_values(codes, self.kind) * self.effective(stored)[..., None]
+        return round_significand(value) if self.name == "w4a8" else value
 
     def _candidates(self, amax: Tensor) -> list[Tensor]:
         if self.name == "mxfp4":
@@ -171,7 +183,7 @@ class Grid:
     def stored(self, codes_NK: Tensor, scale_NG: Tensor) -> dict[str, Tensor]:
         """The tensors of a weight, by the ends of their names in compressed-tensors' layout."""
         packed = pack_nibbles(codes_NK)
-        if self.kind == "int4":
+        if self.kind != "fp4":
             shape = torch.tensor(codes_NK.shape, dtype=torch.int64)
             return {
                 "weight_packed": int4_words(packed),
