@@ -28,6 +28,7 @@ from paceline.native import (
     rotary,
     sample,
 )
+from paceline.native.formats import pack_nibbles
 from paceline.native.fused import FP8_DTYPE, Quantized, Target
 from paceline.native.rotary import KVScale, RopeConfig
 
@@ -257,17 +258,17 @@ def check_linear(case: Case) -> None:
 
 
 def check_packed_linear(case: Case) -> None:
-    group, kind = case.rng.choice([(128, "int4"), (64, "int4"), (32, "fp4"), (16, "fp4")])
-    is_fp8 = kind == "int4" and case.rng.random() < 0.5
+    kinds = [(128, "int4"), (128, "int4-e4m3"), (64, "int4-e4m3"), (32, "fp4"), (16, "fp4")]
+    group, kind = case.rng.choice(kinds)
     width = (128 if group == 128 else 64) * case.rng.randint(1, 6)
     tokens, out = case.rng.randint(1, 150), case.rng.randint(1, 200)
+    is_fp8 = kind == "int4-e4m3"
     weight = packed.PackedWeight(
         torch.randint(0, 256, (out, width // 2), dtype=torch.uint8).to(case.device),
-        (torch.rand(width // group, out) + 0.5).to(torch.bfloat16).to(case.device),
-        (torch.rand(out) + 0.5).to(case.device) if kind == "fp4" else None,
+        scales_of(case, width // group, out, torch.bfloat16),
+        (torch.rand(out) + 0.5).to(case.device) if kind != "int4" else None,
         kind,
         packed.block_len_of(width, group),
-        takes_fp8=is_fp8,
     )
     dtype = torch.bfloat16 if case.is_gpu else torch.float32
     x = case.normal(tokens, width, dtype=dtype, std=4.0)
@@ -275,33 +276,66 @@ def check_packed_linear(case: Case) -> None:
         x = fused.quantize_rows_ref(x, target=Target(True))
     got = packed.packed_linear(x, weight, dtype)
     want = packed.packed_linear_ref(x, weight, dtype)
-    close(got, want, relative=1e-2 if case.is_gpu else 1e-5, name=f"packed_linear {kind} {is_fp8}")
+    close(got, want, relative=1e-2 if case.is_gpu else 1e-5, name=f"packed_linear {kind} {group}")
+
+
+def scales_of(case: Case, groups: int, out: int, dtype: torch.dtype) -> Tensor:
+    """(G, N) of all of the scales that a weight for FP8 products may have, 2^-6 to 32."""
+    return torch.exp2(torch.rand(groups, out) * 11 - 6).to(dtype).to(case.device)
 
 
 def check_packed_sm90(case: Case) -> None:
     if not case.is_gpu or torch.cuda.get_device_capability() != (9, 0):
         return
     group = 128 * case.rng.choice([1, 1, 2, 4])
-    width, out = group * case.rng.randint(1, 9), 8 * case.rng.randint(1, 90)
+    width, out = group * case.rng.randint(1, 9), 16 * case.rng.randint(1, 60)
     # More tiles than programs as well, so that a program goes from one to the next.
-    tokens = case.rng.choice([65, 128, case.rng.randint(66, 400), 128 * 23])
-    scale_dtype = case.rng.choice([torch.bfloat16, torch.float16, torch.float32])
+    tokens = case.rng.choice([1, 65, 128, case.rng.randint(66, 400), 128 * 23])
+    stored = torch.randint(0, 256, (out, width // 2), dtype=torch.uint8, device=case.device)
+    assert packed_sm90.can_hold(out, group, stored)
     weight = packed.PackedWeight(
-        torch.randint(0, 256, (out, width // 2), dtype=torch.uint8, device=case.device),
-        (torch.rand(width // group, out, device=case.device) + 0.5).to(scale_dtype),
-        None,
-        "int4",
+        packed_sm90.lay_out(stored),
+        scales_of(case, width // group, out, torch.bfloat16),
+        torch.rand(out, device=case.device) + 0.5,
+        "int4-e4m3",
         128,
-        takes_fp8=True,
+        is_for_sm90=True,
     )
     values = case.normal(tokens, width, dtype=torch.bfloat16, std=4.0)
     x = fused.quantize_rows_ref(values, target=Target(True))
+    want = packed.packed_linear_ref(x, weight, torch.float32)
+    scales = (x.scale, weight.scale_GN, weight.row_scale_N)
     for dtype in (torch.bfloat16, torch.float16):
-        got = _poisoned((tokens, out), dtype=dtype, device=case.device)
-        assert packed_sm90.can_run(x.codes_TD, weight.scale_GN, got)
-        packed_sm90.launch(x.codes_TD, x.scale, weight.packed, weight.scale_GN, got)
-        want = packed.packed_linear_ref(x, weight, torch.float32)
-        close(got, want, relative=1e-2, name=f"packed_sm90 {tokens}x{out}x{width}, {group}")
+        for tile_t in (None, *packed_sm90.TILES_T):
+            got = _poisoned((tokens, out), dtype=dtype, device=case.device)
+            packed_sm90.launch(x.codes_TD, weight.packed, scales, got, tile_t=tile_t)
+            close(got, want, relative=1e-2, name=f"packed_sm90 {tokens}x{out}x{width} {tile_t}")
+
+
+def check_packed_sm90_codes(case: Case) -> None:
+    """All of the codes with all of the scales, exactly: a token for each input, 1 there."""
+    if not case.is_gpu or torch.cuda.get_device_capability() != (9, 0):
+        return
+    for first in range(0, 11 * 128, 128):
+        # Consecutive bfloat16 from 2^-6; an output each.
+        bits = torch.arange(first, first + 128) + 0x3C80
+        scale = bits.to(torch.int16).view(torch.bfloat16).to(case.device)
+        codes = torch.arange(128, device=case.device).expand(128, 128) % 16
+        stored = pack_nibbles(codes)
+        weight = packed.PackedWeight(
+            packed_sm90.lay_out(stored),
+            scale[None, :].contiguous(),
+            torch.ones(128, device=case.device),
+            "int4-e4m3",
+            128,
+            is_for_sm90=True,
+        )
+        ones = torch.eye(128, device=case.device).to(FP8_DTYPE)
+        got = torch.empty((128, 128), dtype=torch.bfloat16, device=case.device)
+        scales = (torch.ones(128, device=case.device), weight.scale_GN, weight.row_scale_N)
+        packed_sm90.launch(ones, weight.packed, scales, got)
+        want = packed.widen(weight).t().to(torch.bfloat16)
+        assert torch.equal(got, want), f"packed_sm90: a code of a scale from bfloat16 {first}"
 
 
 CHECKS: dict[str, Callable[[Case], None]] = {

@@ -33,8 +33,8 @@ __all__ = ["Part", "SafetensorsSource", "Source", "hf_config", "open_source"]
 class Part:
     """A stored weight: value ~ weight * weight_scale where that is given (FP8 codes).
 
-    weight_scale is () or (N,) float32; input_scale is () float32 or None. Where `kind` is int4,
-    int4-e4m3 or fp4, `weight_NK` is (N, K / 2) bytes (see `formats`), `weight_scale` (N, K / group), and
+    weight_scale is () or (N,) float32; input_scale is () float32 or None. Where `kind` is given,
+    one of `formats`, `weight_NK` is (N, K / 2) bytes, `weight_scale` (N, K / group), and
     `global_scale` () float32 divides the scales.
     """
 

@@ -7,7 +7,7 @@ While a block's products run, the next block is widened, and waits behind them. 
 a tile of tokens, and so do the two programs of a cluster. One thread does nothing but ask for
 copies, of the next tile before the last one ends.
 
-    block of K         128 codes: a stage holds TILE x 128 bytes of tokens and 128 outputs x 64 bytes
+    block of K         128 codes: a stage holds 128 bytes of each token, and 64 of 128 outputs
     widened operand    lane (g, q) = (lane / 4, lane % 4) holds rows g and g + 8 of its warp's 16;
                        a scale's 16 multiples are bytes of four registers, and codes select them
     tile of tokens     as wide as makes the whole product's waves of tiles the shortest
@@ -64,7 +64,7 @@ _THREADS = 384
 _TYPES = {torch.bfloat16: 0, torch.float16: 1}
 # Cycles of a block of K at the least, whatever its tile: the widening, by eight warps, and what
 # memory gives a multiprocessor. The tensor cores take four for each token.
-_LEAST_BLOCK_CYCLES, _TOKEN_CYCLES = 500, 4
+_LEAST_BLOCK_CYCLES, _TOKEN_CYCLES = 600, 4
 # Cycles of a tile's end for each of its tokens.
 _END_CYCLES = 20
 

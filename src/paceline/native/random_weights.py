@@ -100,16 +100,18 @@ class RandomSource:
         return Part(codes, scale, torch.tensor(input_scale, device=device))
 
     def _packed(self, shape: tuple[int, int], stored: StoredFormat, device: torch.device) -> Part:
-        """Uniform codes, whose standard deviation is near 4.6, and one scale for all groups."""
+        """Uniform codes, whose standard deviation is near 4.6; scales within a factor of two."""
         rows, columns = shape
         generator = self._generator(device)
         # A width that no group divides, as the tiny model's, has narrower ones.
         group_len = min(stored.group_len, columns & -columns)
         packed = torch.empty((rows, columns // 2), dtype=torch.uint8, device=device)
         packed.random_(0, 256, generator=generator)
-        scale_NG = torch.full(
-            (rows, columns // group_len), 2.0**-8, dtype=torch.bfloat16, device=device
-        )
+        scale_NG = torch.empty((rows, columns // group_len), device=device)
+        scale_NG.uniform_(0.75 * 2.0**-8, 1.5 * 2.0**-8, generator=generator)
+        scale_NG = scale_NG.to(torch.bfloat16)
+        if stored.name == "mxfp4":
+            scale_NG = torch.full_like(scale_NG, 2.0**-8)
         part = Part(packed, scale_NG, kind=stored.kind)
         if stored.name == "nvfp4":
             part.weight_scale = torch.ones_like(scale_NG).to(FP8_DTYPE)
