@@ -56,12 +56,19 @@ def decompress(folder: Path, layer: str) -> torch.Tensor:
     return values.float()
 
 
+def leave_multiples_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library multiplies w4a8's code and scale, and has no FP8 product to round them for."""
+    monkeypatch.setattr("paceline.native.packed.round_significand", lambda value: value)
+
+
 @pytest.mark.parametrize(("name", "kv"), FORMATS_AND_KV)
 def test_compressed_tensors_reads_back_the_values_that_our_engines_read(
-    toy: Path, tmp_path: Path, name: str, kv: bool
+    toy: Path, tmp_path: Path, name: str, kv: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = convert(toy, tmp_path / "out", name, kv=kv)
     source = SafetensorsSource(folder)
+    if name == "w4a8":
+        leave_multiples_as_they_are(monkeypatch)
     for layer in (f"model.layers.1.{linear}" for linear in LINEARS):
         part = source.part(layer, rows=WHOLE, columns=WHOLE, device=torch.device("cpu"))
         ours, theirs = dequantize(part), decompress(folder, layer)
@@ -134,7 +141,14 @@ def test_products_that_engines_run_as_one_share_the_scale_of_the_whole(
 
 @pytest.mark.parametrize(
     ("name", "error"),
-    [("fp8", 0.04), ("fp8-token", 0.04), ("w4a16", 0.12), ("mxfp4", 0.16), ("nvfp4", 0.12)],
+    [
+        ("fp8", 0.04),
+        ("fp8-token", 0.04),
+        ("w4a16", 0.12),
+        ("w4a8", 0.12),
+        ("mxfp4", 0.16),
+        ("nvfp4", 0.12),
+    ],
 )
 def test_a_weight_is_as_near_as_its_format_allows(
     toy: Path, tmp_path: Path, name: str, error: float
@@ -167,7 +181,7 @@ def test_the_same_inputs_give_the_same_bytes(
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(("name", "kv"), FORMATS_AND_KV)
 def test_transformers_with_compressed_tensors_gives_the_references_logits(
-    toy: Path, tmp_path: Path, name: str, kv: bool
+    toy: Path, tmp_path: Path, name: str, kv: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another loader and another implementation of each format: weights, activations, cache."""
     from transformers import AutoModelForCausalLM
@@ -180,6 +194,8 @@ def test_transformers_with_compressed_tensors_gives_the_references_logits(
     is_narrow = name in ("mxfp4", "nvfp4")
     dtype = "bfloat16" if is_narrow else "float32"
     theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
+    if name == "w4a8":
+        leave_multiples_as_they_are(monkeypatch)
     ours, facts = load_model(folder, dtype, "cpu", torch)
     prompt = torch.randint(3, 320, (1, 30), generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():
@@ -188,15 +204,3 @@ def test_transformers_with_compressed_tensors_gives_the_references_logits(
     assert facts["checkpoint_format"] == name
     error = float((found - expected).norm() / expected.norm())
     assert error < (2e-2 if is_narrow else 1e-6)
-
-
-def test_w4a8_has_the_weights_of_w4a16_but_for_gptqs_which_know_the_activations(
-    toy: Path, tmp_path: Path
-) -> None:
-    """What is measured of one's weights holds for the other's, unless GPTQ made them."""
-    for gptq in (False, True):
-        first, second = (
-            convert(toy, tmp_path / f"{n}-{gptq}", n, uses_gptq=gptq) for n in ("w4a16", "w4a8")
-        )
-        name = "model.safetensors"
-        assert ((first / name).read_bytes() == (second / name).read_bytes()) == (not gptq)

@@ -88,15 +88,39 @@ def test_the_chosen_scale_is_never_worse_than_the_widest_values(name: str) -> No
     assert bool((error(chosen) < error(fitting)).any())
 
 
+def test_four_significant_bits_cost_w4a8_nothing_once_scales_are_chosen_for_them() -> None:
+    torch.manual_seed(4)
+    weight = torch.randn(32, 8, 128) * (torch.rand(32, 8, 1) + 0.5)
+
+    def error(name: str, scale: torch.Tensor) -> float:
+        grid = Grid(name, 128)
+        return float((grid.values(grid.codes(weight, scale), scale) - weight).square().sum())
+
+    whole = Grid("w4a16", 128).scales(weight)
+    chosen = Grid("w4a8", 128).scales(weight)
+    assert error("w4a8", chosen) < 1.01 * error("w4a16", whole)
+    # What it would cost with the scales of int4 alone.
+    assert error("w4a8", whole) > 1.03 * error("w4a16", whole)
+
+
+def test_a_value_of_w4a8_takes_the_code_whose_rounded_number_is_nearest() -> None:
+    grid, scale = Grid("w4a8", 64), torch.tensor([1.1328125, 1.375]).to(torch.bfloat16)
+    value = torch.linspace(-11, 11, 2001).expand(2, 2001)
+    table = grid.values(torch.arange(16, dtype=torch.uint8).expand(2, 16), scale)
+    nearest = (value[:, :, None] - table[:, None, :]).abs().amin(dim=-1)
+    found = grid.values(grid.codes(value, scale), scale)
+    assert torch.equal((value - found).abs(), nearest)
+
+
 def test_a_group_of_zeros_stays_zero_and_finite() -> None:
-    for name in ("w4a16", "mxfp4", "nvfp4"):
+    for name in ("w4a16", "w4a8", "mxfp4", "nvfp4"):
         grid = Grid(name, 32, Grid.nvfp4_global(0.0))
         scale = grid.scales(torch.zeros(2, 1, 32))
         assert bool((grid.effective(scale) > 0).all())
         assert not grid.values(grid.codes(torch.zeros(2, 1, 32), scale), scale).any()
 
 
-@pytest.mark.parametrize("name", ["w4a16", "mxfp4", "nvfp4"])
+@pytest.mark.parametrize("name", ["w4a16", "w4a8", "mxfp4", "nvfp4"])
 def test_gptq_lowers_the_error_of_the_layers_output(name: str) -> None:
     """Against rounding to nearest with the same grid, on inputs whose channels go together."""
     torch.manual_seed(3)

@@ -62,8 +62,8 @@ _PITCH = 72
 _STAGED_BYTES = 2 * 2 * 64 * _PITCH
 _THREADS = 384
 _TYPES = {torch.bfloat16: 0, torch.float16: 1}
-# What a block of K costs besides its tokens, in the time of one token: fitted to each tile's time for
-# Llama-2-70B's products on an H200, where it names the fastest tile for 64 to 1,536 tokens.
+# What a block of K costs besides its tokens, in the time of one token: fitted to the times of every
+# tile on an H200, where it names the fastest for Llama-2-70B's products of 64 to 1,536 tokens.
 _BLOCK_COST = 115
 
 
