@@ -1,6 +1,6 @@
 """Quantised checkpoints in transformers: the arithmetic that a format means, in plain numbers.
 
-    weights      code * scale, in float32, then the engine's type
+    weights      code * scale in float32 (w4a8: of four significant bits), then the engine's type
     activations  where the format has FP8 activations, what a linear layer reads is rounded to
                  codes and back: with the checkpoint's fixed scale, or a scale for each token
     KV cache     where the checkpoint says FP8, keys (after rotation) and values are rounded to
