@@ -8,6 +8,8 @@ import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from support import Outcome, Paceline
@@ -16,7 +18,7 @@ from toys import save_llama
 from paceline.compare import compare_answers, open_side
 from paceline.compare.answers import first_difference
 from paceline.compare.lens import compare_logits
-from paceline.config import embedded_model
+from paceline.config import demo_dataset, embedded_model
 from paceline.errors import InputError, RunDirError
 from paceline.quantize import QuantizeOptions, quantize
 
@@ -73,7 +75,16 @@ def test_the_scores_are_those_of_the_runs_own_verdict(runs: dict[str, Path]) -> 
         verdict = json.loads((runs[name] / "verdict.json").read_text())
         for metric in ("rouge1", "rouge2", "rougeL"):
             assert compared[side][metric] == pytest.approx(verdict[metric], abs=2e-4)
-        assert round(compared[side]["tokens_per_sample"], 1) == verdict["tokens_per_sample"]
+        assert compared[side]["tokens_per_sample"] == verdict["tokens_per_sample"]
+        assert compared["gate"][side] is (verdict["accuracy"] == "PASS") is False
+        for finding in verdict["findings"]:
+            metric = finding["rule"].removeprefix("accuracy.")
+            if side == "b" and metric in compared["gate"]["differences"]:
+                held = compared["gate"]["differences"][metric]
+                assert held["passed"] is finding["passed"]
+                too_low = held["mean"] < held["least"]
+                too_high = held["most"] is not None and held["mean"] > held["most"]
+                assert held["passed"] is not (too_low or too_high)
     assert compared["identical"] < 6
     assert "w4a16" in compared["b"]["precision"]
     assert compared["a"]["precision"].startswith("float32")
@@ -117,7 +128,8 @@ def test_the_verb_prints_a_table_and_writes_a_picture(
     paceline: Paceline, runs: dict[str, Path], tmp_path: Path
 ) -> None:
     outcome: Outcome = paceline("compare", runs["whole"], runs["w4a16"], "--plot", "both.svg")
-    assert outcome.code == 0, outcome
+    assert outcome.code == 1, outcome  # a toy's nonsense misses the gate
+    assert "accuracy gate of smollm2-135m-99: a FAIL, b FAIL: rouge1 " in outcome.out
     for words in ("identical answers: ", "first differing token", "mean KL", "relative error"):
         assert words in outcome.out
     root = ElementTree.parse(tmp_path / "both.svg").getroot()
@@ -128,5 +140,34 @@ def test_the_verb_prints_a_table_and_writes_a_picture(
     manifest["config"]["model_path"] = str(tmp_path / "nowhere")
     (gone / "manifest.json").write_text(json.dumps(manifest))
     outcome = paceline("compare", runs["whole"], gone)
-    assert outcome.code == 0, outcome
+    assert outcome.code == 1, outcome
     assert "logits were not compared" in outcome.out
+
+
+def test_b_is_held_to_the_gate_of_its_benchmark(paceline: Paceline, tmp_path: Path) -> None:
+    """One half answer in 96 is within 1 %, and not within 0.1 %."""
+    table = pq.read_table(demo_dataset(), use_threads=False)
+    answers = table["tok_output"].to_pylist()
+    half = [*answers[0][: len(answers[0]) // 2], answers[0][-1]]
+    for name, first in (("right", answers[0]), ("hardly", half)):
+        columns = {"tok_input": table["tok_input"], "tok_output": [first, *answers[1:]]}
+        pq.write_table(pa.table(columns), tmp_path / f"{name}.parquet")
+    for out, name, benchmark in (
+        ("a", "right", "smollm2-135m-99"),
+        ("b", "hardly", "smollm2-135m-99"),
+        ("c", "hardly", "smollm2-135m-99.9"),
+    ):
+        words = ("run", "--mode", "accuracy", "--engine", "fake", "--benchmark", benchmark)
+        flag = f"engine.fake.answers={name}.parquet"
+        ended = paceline(*words, "--set", flag, "--out", out)
+        assert ended.code == (1 if out == "c" else 0), ended
+    passed = paceline("compare", "a", "b", "--logits", 0)
+    assert passed.code == 0, passed
+    assert "accuracy gate of smollm2-135m-99: a PASS, b PASS" in passed.out
+    failed = paceline("compare", "a", "c", "--logits", 0, "--json")
+    assert failed.code == 1, failed
+    gate = failed.json["gate"]
+    assert (gate["a"], gate["b"]) == (True, False)
+    held = gate["differences"]["rouge1"]
+    assert held["mean"] < held["least"] == -0.1
+    assert gate["missed"][0].startswith("rouge1 9")

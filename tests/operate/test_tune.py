@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -12,10 +13,16 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
-from support import Paceline
+from support import Outcome, Paceline
 
 from fault_server import Call, FaultServer, Reply, right
+from paceline.config import demo_dataset
+from paceline.engines import ENGINES, config_class
+from paceline.engines.knobs import answer_settings
+from paceline.engines.native_settings import NativeConfig
 from paceline.operate.confirm import judge_pairs
 
 PACED = ("engine.fake.tokens_per_second=2000", "engine.fake.output_len=20")
@@ -153,6 +160,101 @@ def is_running(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+def answers_file(path: Path, *, num_halved: int) -> Path:
+    """The demo's samples with their reference answers, the first few of them cut in half."""
+    table = pq.read_table(demo_dataset(), use_threads=False)
+    answers = table["tok_output"].to_pylist()
+    for answer in answers[:num_halved]:
+        answer[len(answer) // 2 : -1] = []
+    columns = {"tok_input": table["tok_input"], "tok_output": answers}
+    pq.write_table(pa.table(columns), path)
+    return path
+
+
+def searched_with_answers(paceline: Paceline, right: Path, wrong: Path) -> Outcome:
+    """Three trials: the default, twice its speed, and four times its speed with other answers."""
+    return paceline(
+        *("tune", "--engine", "fake", "--out", "t", "--budget", "10m", "--trial-seconds", 0.6),
+        *("--search", "tokens_per_second=2000,4000,8000", "--search", f"answers={right},{wrong}"),
+        *("--pairs", 2, "--trials", 3, "--accuracy-settings"),
+        *sets("engine.fake.tokens_per_second=2000", f"engine.fake.answers={right}"),
+    )
+
+
+def test_a_winner_that_the_gate_rejects_makes_way_for_the_next_best(
+    paceline: Paceline, tmp_path: Path
+) -> None:
+    right = answers_file(tmp_path / "right.parquet", num_halved=0)
+    wrong = answers_file(tmp_path / "wrong.parquet", num_halved=12)
+    outcome = searched_with_answers(paceline, right, wrong)
+    assert outcome.code == 0, outcome
+    found = json.loads((tmp_path / "t/result.json").read_text())
+    (rejected,) = found["rejected"]
+    assert rejected["values"] == {"tokens_per_second": 8000.0, "answers": str(wrong)}
+    # The gate of a run, on the difference to the default, whose score is 100: it may lose 1.
+    gate = rejected["accuracy"]["gate"]["differences"]["rouge1"]
+    assert gate["mean"] < gate["least"] == -1.0
+    assert rejected["accuracy"]["default_passed"]
+    assert found["best"]["values"] == {"tokens_per_second": 4000.0, "answers": str(right)}
+    assert found["accuracy"] is None
+    assert found["outcome"] == "1 faster setting rejected by the accuracy gate; better"
+    line = f"trial 2, engine.fake.answers {right} -> {wrong}: accuracy.rouge1: 9"
+    recipe = (tmp_path / "t/tuned.toml").read_text()
+    for text in (outcome.out, recipe.partition("\n\n")[0]):
+        assert f"Rejected by the accuracy gate though faster: {line}" in text
+    assert f'engine.fake.answers = "{right}"' in recipe
+    assert "engine.fake.tokens_per_second = 4000.0" in recipe
+    # A search that goes on measures nothing twice.
+    again = paceline("tune", "--resume", "t", "--trials", 3, "--pairs", 2, "--json")
+    assert again.json["rejected"] == found["rejected"]
+    assert again.json["confirmation"] == found["confirmation"]
+
+
+def test_a_winner_whose_answers_hold_the_gate_is_taken(paceline: Paceline, tmp_path: Path) -> None:
+    right = answers_file(tmp_path / "right.parquet", num_halved=0)
+    hardly = answers_file(tmp_path / "hardly.parquet", num_halved=1)
+    outcome = searched_with_answers(paceline, right, hardly)
+    assert outcome.code == 0, outcome
+    found = json.loads((tmp_path / "t/result.json").read_text())
+    assert found["rejected"] == []
+    assert found["best"]["values"]["answers"] == str(hardly)
+    gate = found["accuracy"]["gate"]["differences"]["rouge1"]
+    assert gate["least"] <= gate["mean"] < 0
+    assert found["accuracy"]["passed"]
+    assert "an accuracy run with them: PASS" in (tmp_path / "t/tuned.toml").read_text().replace(
+        "\n# ", " "
+    )
+
+
+@pytest.mark.parametrize(
+    ("engine", "search"),
+    [
+        ("native", "dtype=float32,bfloat16"),
+        ("native", "quantization=auto,none"),
+        ("native", "kv_dtype=auto,fp8"),
+        ("reference", "dtype=float32,bfloat16"),
+        ("fake", "output_len=20,40"),
+    ],
+)
+def test_what_changes_answers_is_not_searched_unasked(
+    paceline: Paceline, engine: str, search: str
+) -> None:
+    """No GPU here declares them as knobs; they are settings of the answers all the same."""
+    outcome = paceline("tune", "--engine", engine, "--search", search)
+    assert outcome.code == 2
+    assert f"--search {search.partition('=')[0]}: it may change the answers" in outcome.err
+    assert "--accuracy-settings" in outcome.err
+
+
+def test_every_engines_precision_is_a_setting_of_the_answers() -> None:
+    marked = {engine: answer_settings(config_class(engine)) for engine in ENGINES}
+    named = {"dtype", "kv_dtype", "quantization", "device", "model", "preset", "output_len"}
+    for engine, settings in marked.items():
+        fields = {field.name for field in dataclasses.fields(config_class(engine))}
+        assert named & fields <= settings, engine
+    assert not marked["native"] & {knob.name for knob in NativeConfig(device="cpu").knobs(0)}
 
 
 @pytest.mark.parametrize(

@@ -29,10 +29,11 @@ def compare(a: Path, b: Path, *, logits: int, plot: Path | None, as_json: bool) 
         write_atomically(plot, room.picture(compared))
     if as_json:
         typer.echo(json.dumps(compared, indent=2))
-        return
-    _print(compared)
-    if plot is not None:
-        typer.echo(f"picture: {plot}")
+    else:
+        _print(compared)
+        if plot is not None:
+            typer.echo(f"picture: {plot}")
+    raise typer.Exit(0 if compared["gate"]["b"] else 1)
 
 
 def _logits(first: room.Side, second: room.Side, num_samples: int) -> dict[str, Any]:
@@ -49,19 +50,32 @@ def _logits(first: room.Side, second: room.Side, num_samples: int) -> dict[str, 
     return compare_logits(first, second, num_samples=num_samples)
 
 
+def _room(gate: Mapping[str, Any], metric: str) -> str:
+    """What the gate lets the difference be, and whether it is that."""
+    held = gate["differences"][metric]
+    upper = "" if held["most"] is None else f" to {held['most']:+.4g}"
+    return f"{held['least']:+.4g}{upper or ' or more'}: {'yes' if held['passed'] else 'NO'}"
+
+
 def _print(compared: Mapping[str, Any]) -> None:
     a, b = compared["a"], compared["b"]
-    rows: list[tuple[str, ...]] = [("", "a", "b", "b - a", "each other")]
-    rows += [(name, str(a[name]), str(b[name]), "", "") for name in ("run", "engine", "precision")]
+    gate = compared["gate"]
+    rows: list[tuple[str, ...]] = [("", "a", "b", "b - a", "may be", "each other")]
+    names = ("run", "engine", "precision")
+    rows += [(name, str(a[name]), str(b[name]), "", "", "") for name in names]
     for metric in METRICS:
         gap = compared["difference"][metric]
         mutual = compared["against_each_other"][metric]
         difference = f"{gap['mean']:+.4f} +- {gap['standard_error']:.4f}"
-        rows.append((metric, f"{a[metric]:.4f}", f"{b[metric]:.4f}", difference, f"{mutual:.4f}"))
+        both = (f"{a[metric]:.4f}", f"{b[metric]:.4f}")
+        rows.append((metric, *both, difference, _room(gate, metric), f"{mutual:.4f}"))
     tokens = [side["tokens_per_sample"] for side in (a, b)]
-    change = f"{tokens[1] - tokens[0]:+.2f}"
-    rows.append(("tokens/sample", f"{tokens[0]:.2f}", f"{tokens[1]:.2f}", change, ""))
+    change, room = f"{tokens[1] - tokens[0]:+.1f}", _room(gate, "tokens_per_sample")
+    rows.append(("tokens/sample", f"{tokens[0]:.1f}", f"{tokens[1]:.1f}", change, room, ""))
     typer.echo(table(rows))
+    words = ["PASS" if gate[side] else "FAIL" for side in ("a", "b")]
+    missed = f": {'; '.join(gate['missed'])}" if gate["missed"] else ""
+    typer.echo(f"accuracy gate of {gate['benchmark']}: a {words[0]}, b {words[1]}{missed}")
     typer.echo(f"identical answers: {compared['identical']} of {compared['samples']}")
     if (places := compared["first_difference"]) is not None:
         shown = ", ".join(f"{name} {place:.0f}" for name, place in places.items())

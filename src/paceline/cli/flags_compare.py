@@ -26,7 +26,10 @@ def compare(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")] = False,
 ) -> None:
-    """Two precisions on the same prompts: scores, equal answers, and how far logits are apart."""
+    """Two precisions on the same prompts: scores, equal answers, and how far logits are apart.
+
+    Exits 1 when B misses the accuracy gate of its benchmark.
+    """
     importlib.import_module("paceline.cli.compare_verbs").compare(
         a, b, logits=logits, plot=plot, as_json=as_json
     )

@@ -42,7 +42,7 @@ def tune(
         bool,
         typer.Option(
             "--accuracy-settings",
-            help="Search precision too; the winner's accuracy run has to pass.",
+            help="Search precision too; what fails the accuracy gate makes way for the next best.",
         ),
     ] = False,
     out: Annotated[

@@ -16,6 +16,7 @@ from paceline.cli.screen import Bar, RunScreen, table
 from paceline.errors import InputError
 from paceline.harness import loadgen
 from paceline.operate import Plan, knobs_of, search_speed
+from paceline.operate.tuned import rejections
 from paceline.rundir import write_atomically
 from paceline.submission import system_nvml
 
@@ -138,6 +139,8 @@ def _print(found: Mapping[str, Any], out: Path) -> None:
     typer.echo(table(rows))
     counts = ", ".join(f"{count} {how}" for how, count in found["counts"].items())
     typer.echo(f"{found['num_trials']} trials of {found['space_size']:,} settings: {counts}")
+    for line in rejections(found):
+        typer.echo(line)
     judged = found["confirmation"]
     if judged is not None and judged["gain"] is not None:
         bounds = (

@@ -1,12 +1,14 @@
 """The answers of two accuracy runs, sample by sample.
 
-Scores are those of the gate. The difference of two mean scores comes with its standard error over
-the samples, for greedy answers to open prompts part at the least change of arithmetic, and a
-difference within the error says nothing.
+Scores are those of the gate, and so is the judgement: b is held to its benchmark's bounds as a run
+is, and each difference to what the bounds leave it. The difference of two mean scores comes with
+its standard error over the samples, for greedy answers to open prompts part at the least change of
+arithmetic, and a difference within the error says nothing.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from paceline.errors import InputError, RunDirError
 from paceline.mlperf import dataset, rules
 from paceline.mlperf.accuracy_log import read_accuracy
 from paceline.mlperf.rouge import METRICS, rouge_scores
+from paceline.mlperf.scoring import gate, mean_percent, tokens_per_sample
 from paceline.mlperf.tokenizer import load_tokenizer
 from paceline.rundir import RunDir
 
@@ -86,7 +89,7 @@ def open_side(path: Path) -> Side:
 
 
 def compare_answers(a: Side, b: Side) -> dict[str, Any]:
-    """Both sides' scores, and each against the other.
+    """Both sides' scores, each against the other, and both against the gate of b's benchmark.
 
     Raises
         InputError  they did not answer the same samples.
@@ -97,15 +100,18 @@ def compare_answers(a: Side, b: Side) -> dict[str, Any]:
             hint="run both with the same --data and run.num_samples",
         )
     texts = [_texts(side) for side in (a, b)]
-    scores = [rouge_scores(a.references, own) for own in texts]
+    references = [text.strip() for text in a.references]
+    scores = [rouge_scores(references, own) for own in texts]
     mutual = rouge_scores(texts[0], texts[1])
     parted = [first_difference(x, y) for x, y in zip(a.answers, b.answers, strict=True)]
     places = [place for place in parted if place is not None]
     num_samples = len(parted)
+    figures = [_figures(side, own) for side, own in zip((a, b), scores, strict=True)]
     return {
         "samples": num_samples,
-        "a": _facts(a, scores[0]),
-        "b": _facts(b, scores[1]),
+        "a": _facts(a, figures[0]),
+        "b": _facts(b, figures[1]),
+        "gate": _gate(rules.benchmark(b.config.benchmark), *figures),
         "difference": {
             metric: _difference(scores[1][:, column] - scores[0][:, column])
             for column, metric in enumerate(METRICS)
@@ -143,15 +149,46 @@ def _texts(side: Side) -> list[str]:
     return [text.strip() for text in decoded]
 
 
-def _facts(side: Side, scores: npt.NDArray[np.float64]) -> dict[str, Any]:
+def _figures(side: Side, scores: npt.NDArray[np.float64]) -> dict[str, float]:
+    """The four figures of an accuracy run, as its own verdict has them."""
     tokens = sum(len(answer) for answer in side.answers)
     return {
+        **{metric: mean_percent(scores[:, column]) for column, metric in enumerate(METRICS)},
+        "tokens_per_sample": tokens_per_sample(tokens, len(side.answers)),
+    }
+
+
+def _gate(
+    benchmark: rules.Benchmark, a: Mapping[str, float], b: Mapping[str, float]
+) -> dict[str, Any]:
+    """The bounds on each side, and on each difference b - a: from `least` to `most`, where
+    there is one, b holds them."""
+    findings = gate(benchmark, b)
+    return {
+        "benchmark": benchmark.name,
+        "a": all(found.passed for found in gate(benchmark, a)),
+        "b": all(found.passed for found in findings),
+        "missed": [f"{found.rule} {found.detail}" for found in findings if not found.passed],
+        "differences": {
+            found.rule: {
+                "mean": round(b[found.rule] - a[found.rule], 4),
+                "least": round(bounds.low - a[found.rule], 4),
+                "most": None if bounds.high is None else round(bounds.high - a[found.rule], 4),
+                "passed": found.passed,
+            }
+            for found, bounds in zip(findings, benchmark.accuracy.values(), strict=True)
+        },
+    }
+
+
+def _facts(side: Side, figures: Mapping[str, float]) -> dict[str, Any]:
+    return {
         "run": str(side.path),
+        "benchmark": side.config.benchmark,
         "engine": side.config.engine,
         "model": str(side.config.model_path),
         "precision": side.precision,
-        **{m: round(100 * float(scores[:, i].mean()), 4) for i, m in enumerate(METRICS)},
-        "tokens_per_sample": round(tokens / len(side.answers), 2),
+        **figures,
     }
 
 

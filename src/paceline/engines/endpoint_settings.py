@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 from paceline.engines.endpoint_dialect import SERVERS
-from paceline.engines.knobs import Knob, powers
+from paceline.engines.knobs import ANSWERS, Knob, powers
 from paceline.errors import InputError
 
 __all__ = ["EndpointConfig"]
@@ -23,13 +23,13 @@ _CHOICES = {
 class EndpointConfig:
     """Settings of the endpoint engine. Times are in seconds."""
 
-    urls: tuple[str, ...] = ()
+    urls: tuple[str, ...] = field(default=(), metadata=ANSWERS)
     """Servers, as http://host:8000; a list, or separated by commas."""
 
-    model: str = "auto"
+    model: str = field(default="auto", metadata=ANSWERS)
     """Name under which the model is served; auto: the only one that is."""
 
-    server: str = "auto"
+    server: str = field(default="auto", metadata=ANSWERS)
     """Kind of server: vllm, sglang, trtllm, llamacpp, llama-cpp-python, paceline, openai; auto: by its /v1/models."""  # noqa: E501
 
     concurrency: int = 256
@@ -38,7 +38,7 @@ class EndpointConfig:
     stream: str = "auto"
     """true, false, or auto: stream answers where the scenario wants the first token at once."""
 
-    dtype: str = "unknown"
+    dtype: str = field(default="unknown", metadata=ANSWERS)
     """Type of the weights as the servers were started, as fp8; goes into measurements.json."""
 
     api_key_env: str = ""

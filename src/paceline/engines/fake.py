@@ -20,13 +20,14 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from paceline.engines import Completion, EngineContext, EngineState, Request, Sink, TokenIds
+from paceline.engines.knobs import ANSWERS
 from paceline.errors import EngineError, InputError
 
 __all__ = ["FakeConfig", "FakeEngine"]
@@ -44,10 +45,10 @@ class FakeConfig:
     concurrency: int = 1
     """Requests answered at the same time, each at its share of the pace."""
 
-    output_len: int = 294
+    output_len: int = field(default=294, metadata=ANSWERS)
     """Tokens of each answer, EOS included; never more than the request's limit."""
 
-    answers: str = ""
+    answers: str = field(default="", metadata=ANSWERS)
     """A dataset (parquet: tok_input, tok_output) whose answers are replayed; "" for none."""
 
     fail_after: int = 0

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from paceline.engines.knobs import Knob, divisors, powers
+from paceline.engines.knobs import ANSWERS, Knob, divisors, powers
 from paceline.engines.server_plan import merged
 from paceline.engines.server_presets import PRESETS
 from paceline.errors import InputError
@@ -26,7 +26,7 @@ _CHOICES = {
 class ManagedConfig:
     """Settings of the managed engine. Lengths and budgets are in tokens, times in seconds."""
 
-    preset: str = "vllm"
+    preset: str = field(default="vllm", metadata=ANSWERS)
     """vllm, vllm-rocm, sglang, trtllm, llamacpp, llama-cpp-python or paceline."""
 
     gpus: tuple[str, ...] = ()
@@ -41,10 +41,10 @@ class ManagedConfig:
     pipeline_parallel: int = 1
     """Stages of layers of one server, each on its own GPUs."""
 
-    quantization: str = "auto"
+    quantization: str = field(default="auto", metadata=ANSWERS)
     """fp8: the server quantises the weights; none; auto: fp8 unless the checkpoint is quantised."""
 
-    kv_dtype: str = "auto"
+    kv_dtype: str = field(default="auto", metadata=ANSWERS)
     """fp8, or auto: fp8 on GPUs."""
 
     max_num_seqs: int = 0
@@ -53,19 +53,19 @@ class ManagedConfig:
     max_step_tokens: int = 0
     """Tokens in one step of a server; 0: the preset's, by the memory of its GPUs."""
 
-    max_model_len: int = 2048
+    max_model_len: int = field(default=2048, metadata=ANSWERS)
     """Prompt and output of one request together."""
 
     memory_fraction: float = 0.0
     """Share of a GPU's memory for weights and cache; 0: the preset's."""
 
-    executable: str = ""
+    executable: str = field(default="", metadata=ANSWERS)
     """Program to start; empty: the preset's, as vllm, from PATH."""
 
-    extra_args: str = ""
+    extra_args: str = field(default="", metadata=ANSWERS)
     """Flags appended to the preset's, as one text; one that the preset sets too wins."""
 
-    environment: str = ""
+    environment: str = field(default="", metadata=ANSWERS)
     """Variables for the servers, as "NAME=value NAME=value"."""
 
     start_timeout_s: float = 1800.0
@@ -106,8 +106,8 @@ class ManagedConfig:
                 Knob("memory_fraction", (0.85, 0.88, 0.9, 0.92, 0.94, 0.96)),
                 Knob("tensor_parallel", tuple(divisors(count))),
                 Knob("pipeline_parallel", tuple(divisors(count))),
-                Knob("quantization", ("auto", "fp8", "none"), is_accuracy=True),
-                Knob("kv_dtype", ("auto", "fp8"), is_accuracy=True),
+                Knob("quantization", ("auto", "fp8", "none")),
+                Knob("kv_dtype", ("auto", "fp8")),
             ]
         return tuple(found)
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from paceline.engines.knobs import Knob, divisors, powers
+from paceline.engines.knobs import ANSWERS, Knob, divisors, powers
 from paceline.errors import InputError
 
 __all__ = ["NativeConfig"]
@@ -21,16 +21,16 @@ _CHOICES = {
 class NativeConfig:
     """Settings of the native engine. Lengths and budgets are in tokens."""
 
-    device: str = "auto"
+    device: str = field(default="auto", metadata=ANSWERS)
     """cpu, cuda, or auto: the first GPU if the machine has one."""
 
-    dtype: str = "auto"
+    dtype: str = field(default="auto", metadata=ANSWERS)
     """float32, bfloat16 or float16; auto: float32 on a CPU, bfloat16 on a GPU."""
 
-    quantization: str = "auto"
+    quantization: str = field(default="auto", metadata=ANSWERS)
     """auto (as stored), none, fp8-tensor, fp8-token, w4a16, w4a8, mxfp4 or nvfp4."""
 
-    kv_dtype: str = "auto"
+    kv_dtype: str = field(default="auto", metadata=ANSWERS)
     """auto (fp8 if stored or with fp8 products), float32, bfloat16, float16 or fp8."""
 
     max_step_tokens: int = 2048
@@ -73,8 +73,8 @@ class NativeConfig:
             found += [
                 Knob("kv_memory_fraction", (0.85, 0.9, 0.93, 0.95, 0.97)),
                 Knob("use_cuda_graphs", (True, False)),
-                Knob("quantization", ("auto", "none", "fp8-tensor", "fp8-token"), is_accuracy=True),
-                Knob("kv_dtype", ("auto", "fp8"), is_accuracy=True),
+                Knob("quantization", ("auto", "none", "fp8-tensor", "fp8-token")),
+                Knob("kv_dtype", ("auto", "fp8")),
             ]
         if self.device != "cpu" and num_gpus > 1:
             sizes = tuple(divisors(num_gpus))

@@ -27,14 +27,14 @@ import queue
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from paceline.engines import Completion, EngineContext, Request, Sink
-from paceline.engines.knobs import Knob, powers
+from paceline.engines.knobs import ANSWERS, Knob, powers
 from paceline.errors import (
     CheckpointError,
     EngineError,
@@ -55,10 +55,10 @@ _DEVICES = ("auto", "cpu", "cuda", "rocm")
 class ReferenceConfig:
     """Settings of the reference engine."""
 
-    dtype: str = "float32"
+    dtype: str = field(default="float32", metadata=ANSWERS)
     """float32, bfloat16 or float16: weights, activations and KV cache."""
 
-    device: str = "auto"
+    device: str = field(default="auto", metadata=ANSWERS)
     """cpu, cuda, rocm, or auto: the first GPU if the machine has one."""
 
     batch_size: int = 64

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from paceline.engines import config_class
+from paceline.engines.knobs import ANSWERS
 from paceline.engines.managed_settings import variables
 from paceline.engines.server_presets import PRESETS
 from paceline.errors import InputError
@@ -25,7 +26,7 @@ class ReplicasConfig:
     `inner` is the other engine's own config: in a recipe its keys stand where they always do.
     """
 
-    engine: str = "native"
+    engine: str = dataclasses.field(default="native", metadata=ANSWERS)
     """The engine that is copied; its own settings stand under its own name."""
 
     num_replicas: int = 0
@@ -76,7 +77,7 @@ class ReplicasConfig:
     duplicate_tail: bool = True
     """Offline: let an idle copy run one of the last samples too; the first answer counts."""
 
-    environment: str = ""
+    environment: str = dataclasses.field(default="", metadata=ANSWERS)
     """Variables for the copies, as "NAME=value NAME=value"."""
 
     inner: Any = dataclasses.field(default=None, metadata={"is_key": False})

@@ -24,7 +24,7 @@ from paceline.harness.performance import finding, judge_performance, loadgen_err
 from paceline.mlperf import dataset, rules, test06
 from paceline.mlperf.accuracy_log import Finding, read_accuracy
 from paceline.mlperf.logs import read_detail
-from paceline.mlperf.scoring import Score, accuracy_text, score_accuracy
+from paceline.mlperf.scoring import Score, accuracy_text, gate, score_accuracy
 from paceline.mlperf.tokenizer import load_tokenizer
 from paceline.rundir import RunDir, file_sha256, write_atomically
 
@@ -142,13 +142,13 @@ def judge_accuracy(
         if isinstance(f, Finding)
     ]
     findings.append(loadgen_errors(read_detail(folder / "mlperf_log_detail.txt"), "accuracy"))
-    for metric, bound in benchmark.accuracy.items():
-        value = float(getattr(score, metric))
-        limits = f"at least {bound.low:g}" + (f", at most {bound.high:g}" if bound.high else "")
-        findings.append(finding(f"accuracy.{metric}", bound.hold(value), f"{value}, {limits}"))
+    figures = {metric: float(getattr(score, metric)) for metric in rules.ACCURACY_METRICS}
+    findings += [
+        finding(f"accuracy.{f.rule}", f.passed, f.detail) for f in gate(benchmark, figures)
+    ]
     return {
         "result": "PASS" if all(found["passed"] for found in findings) else "FAIL",
-        **{metric: float(getattr(score, metric)) for metric in rules.ACCURACY_METRICS},
+        **figures,
         "findings": findings,
     }
 

@@ -40,6 +40,9 @@ class Bounds:
         """True when `value` lies in the range. NaN never does."""
         return value >= self.low and (self.high is None or value <= self.high)
 
+    def __str__(self) -> str:
+        return f"at least {self.low:g}" + (f", at most {self.high:g}" if self.high else "")
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Seeds:

@@ -12,7 +12,7 @@ Source: mlcommons/inference b66003e1, language/llama2-70b/evaluate-accuracy.py.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,8 +22,17 @@ from paceline.errors import DataError
 from paceline.mlperf.accuracy_log import AccuracyLog, Finding
 from paceline.mlperf.late import split_sentences
 from paceline.mlperf.rouge import METRICS, rouge_scores
+from paceline.mlperf.rule_kinds import Benchmark
 
-__all__ = ["Score", "accuracy_text", "bench_scoring", "score_accuracy"]
+__all__ = [
+    "Score",
+    "accuracy_text",
+    "bench_scoring",
+    "gate",
+    "mean_percent",
+    "score_accuracy",
+    "tokens_per_sample",
+]
 
 _DECODED_AT_ONCE = 1024
 _INDICES_SHOWN = 20
@@ -97,12 +106,12 @@ def score_accuracy(
         progress=progress,
     )
     gen_num, gen_tok_len = len(answers), int(num_tokens.sum())
-    rouge1, rouge2, rouge_l = (_mean_percent(per_sample[:, k]) for k in range(len(METRICS)))
+    rouge1, rouge2, rouge_l = (mean_percent(per_sample[:, k]) for k in range(len(METRICS)))
     return Score(
         rouge1=rouge1,
         rouge2=rouge2,
         rougeL=rouge_l,
-        tokens_per_sample=round(gen_tok_len / gen_num, 1) if gen_num else 0.0,
+        tokens_per_sample=tokens_per_sample(gen_tok_len, gen_num),
         gen_len=_gen_len(answers),
         gen_num=gen_num,
         gen_tok_len=gen_tok_len,
@@ -212,9 +221,27 @@ def _decode(
         yield from decode([ids[(ids >= 0) & (ids < end)].tolist() for ids in batch])
 
 
-def _mean_percent(scores: NDArray[np.float64]) -> float:
+def mean_percent(scores: NDArray[np.float64]) -> float:
+    """Mean of (n,) F-measures times 100, rounded as the reference rounds; 0 of none."""
     # A contiguous copy is summed pairwise, in the same order as the reference's list.
     return float(np.round(np.mean(np.ascontiguousarray(scores)) * 100, 4)) if len(scores) else 0.0
+
+
+def tokens_per_sample(num_tokens: int, num_samples: int) -> float:
+    """Tokens of an answer in the mean, rounded as the reference rounds; 0 of none."""
+    return round(num_tokens / num_samples, 1) if num_samples else 0.0
+
+
+def gate(benchmark: Benchmark, figures: Mapping[str, float]) -> tuple[Finding, ...]:
+    """Whether each figure, by its metric's name, holds the benchmark's bounds."""
+    return tuple(
+        Finding(
+            rule=metric,
+            passed=bounds.hold(figures[metric]),
+            detail=f"{figures[metric]}, {bounds}",
+        )
+        for metric, bounds in benchmark.accuracy.items()
+    )
 
 
 def _gen_len(answers: Sequence[str]) -> int:

@@ -3,7 +3,7 @@
 doctor     everything that can be known before anything long starts
 forecast   what a minute with the engine says of a run
 tune       an engine's settings searched for speed; tuner: the door to Optuna; confirm: pairs of
-           measurements; tuned: the recipe that comes of it
+           measurements; contest: who wins; tuned: the recipe that comes of it
 launch_plan, launch_render, launch_follow, launch_container    a run as a Slurm or PBS job, in a
            container, or both
 bundle, bundle_files, bundle_wheels    everything a run needs, for a machine without a registry

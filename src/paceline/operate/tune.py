@@ -3,15 +3,14 @@
     search_speed(plan, ...)     the facts, as plain values; writes tuned.toml if it found more
 
 Each trial is a process of its own with a time limit, so one that runs out of memory, crashes or
-hangs is counted and the search goes on. What was tried is in `study.journal`, the confirmation in
-`pairs.json`: a search that was killed goes on from them. Precision and the like, which change the
-answers, are searched only when asked, and then the winner's accuracy run has to pass.
+hangs is counted and the search goes on. What was tried is in `study.journal`: a search that was
+killed goes on from it. Precision and the like, which change the answers, are searched only when
+asked; who wins then, and with what proof, is `contest`'s to say.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,16 +18,16 @@ from pathlib import Path
 from typing import Any
 
 from paceline import config as configs
-from paceline.compare import compare_answers, open_side
 from paceline.config import RunConfig, Setting
-from paceline.engines.knobs import Knob
+from paceline.engines.knobs import Knob, answer_settings
 from paceline.errors import EngineError, InputError
+from paceline.harness import resume as resume_benchmark
 from paceline.harness import run as run_benchmark
 from paceline.harness.trial import Job, Trial, run_trial
-from paceline.operate.confirm import judge_pairs
+from paceline.operate.contest import Contest, Decision
 from paceline.operate.tuned import tuned_recipe
 from paceline.operate.tuner import Study, Tried
-from paceline.rundir import write_atomically
+from paceline.rundir import RunDir, write_atomically
 
 __all__ = ["Plan", "knobs_of", "search_speed"]
 
@@ -65,10 +64,10 @@ def knobs_of(
     with_accuracy: bool,
 ) -> list[Knob]:
     """The engine's knobs with two choices or more; `choices` replaces theirs, and searches only
-    these. Raises InputError."""
+    these. Raises InputError, as for one that may change the answers without `with_accuracy`."""
     of_engine = getattr(config.engine_config, "knobs", None)
     found: list[Knob] = list(of_engine(num_gpus)) if of_engine is not None else []
-    known = {knob.name: knob for knob in found}
+    guarded = frozenset() if with_accuracy else answer_settings(config.engine_config)
     if choices:
         fields = {field.name for field in dataclasses.fields(config.engine_config)}
         for name in choices:
@@ -77,12 +76,13 @@ def knobs_of(
                     f"--search {name}: the {config.engine} engine has no such setting.",
                     hint=f"one of {', '.join(sorted(fields))}",
                 )
-        found = [
-            Knob(name, values, known[name].is_accuracy if name in known else False)
-            for name, values in choices.items()
-        ]
-    kept = [knob for knob in found if with_accuracy or not knob.is_accuracy]
-    kept = [knob for knob in kept if len(knob.choices) > 1]
+            if name in guarded:
+                raise InputError(
+                    f"--search {name}: it may change the answers, and only speed is searched.",
+                    hint="--accuracy-settings, with which the winner's accuracy run has to pass",
+                )
+        found = [Knob(name, values) for name, values in choices.items()]
+    kept = [knob for knob in found if knob.name not in guarded and len(knob.choices) > 1]
     if not kept:
         raise InputError(
             f"The {config.engine} engine has no setting of speed to search.",
@@ -117,28 +117,30 @@ class _Search:
             self._note(f"{self._study.num_interrupted} trial was broken off and counts as not made")
         self._search()
         tried = self._study.tried()
-        best = max(tried, key=lambda one: one.tokens_per_second)
-        facts = self._facts(tried, best)
-        if dict(best.values) == self._default:
-            return facts | {"outcome": "the default is the best of what was tried"}
-        judged = self._confirm(dict(best.values))
-        facts |= {"confirmation": judged}
-        if not judged["is_better"]:
-            return facts | {"outcome": "not better than the default by more than noise"}
-        guard = self._guard(dict(best.values))
-        if guard is not None:
-            facts |= {"accuracy": guard}
-            if not guard["passed"]:
-                return facts | {"outcome": "faster, and its accuracy run does not pass"}
+        decided = self._contest().decide(tried)
+        facts = self._facts(tried, decided)
+        if not decided.is_won:
+            return facts
         path = self._plan.out / "tuned.toml"
         text = tuned_recipe(
             self._plan.settings,
             self._base.engine,
-            best.values,
+            decided.best.values,
             facts | {"recipe": self._plan.recipe},
         )
         write_atomically(path, text)
-        return facts | {"outcome": "better", "recipe": str(path)}
+        return facts | {"recipe": str(path)}
+
+    def _contest(self) -> Contest:
+        return Contest(
+            out=self._plan.out,
+            default=self._default,
+            guarded=answer_settings(self._base.engine_config),
+            num_pairs=self._plan.num_pairs,
+            speed=self._speed,
+            run_accuracy=self._run_accuracy,
+            note=self._note,
+        )
 
     def _search(self) -> None:
         while not self._is_over() and (asked := self._study.ask()) is not None:
@@ -206,58 +208,25 @@ class _Search:
         changed = {f"engine.{engine}.{name}": Setting(v, "tune") for name, v in values.items()}
         return {**self._plan.settings, **changed}
 
-    def _confirm(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Default and best, pair by pair; pairs that were made before are kept."""
-        path = self._plan.out / "pairs.json"
-        plain = dict(values)
-        kept = json.loads(path.read_text()) if path.exists() else {}
-        pairs = [tuple(pair) for pair in kept["pairs"]] if kept.get("values") == plain else []
-        while len(pairs) < self._plan.num_pairs:
-            number = len(pairs) + 1
-            order = [self._default, values] if number % 2 else [values, self._default]
-            folder = self._plan.out / f"pair-{number}"
-            speeds = [self._speed(one, folder / str(at)) for at, one in enumerate(order)]
-            pair = (speeds[0], speeds[1]) if number % 2 else (speeds[1], speeds[0])
-            pairs.append(pair)
-            write_atomically(path, json.dumps({"values": plain, "pairs": pairs}) + "\n")
-            self._note(
-                f"pair {number} of {self._plan.num_pairs}: default {pair[0]:,.1f}, best "
-                f"{pair[1]:,.1f} tokens/s"
-            )
-        return judge_pairs([(float(first), float(second)) for first, second in pairs])
-
     def _speed(self, values: Mapping[str, Any], folder: Path) -> float:
         ended = self._measure(values, folder)
         return float(ended.facts["speed"]["tokens_per_second"]) if ended.facts is not None else 0.0
 
-    def _guard(self, values: Mapping[str, Any]) -> dict[str, Any] | None:
-        """The gate of the benchmark on an accuracy run of the winner, if answers may differ."""
-        changes = [
-            knob.name
-            for knob in self._plan.knobs
-            if knob.is_accuracy and values[knob.name] != self._default[knob.name]
-        ]
-        if not changes:
-            return None
-        verdicts, folders = {}, {}
-        for name, chosen in (("default", self._default), ("best", values)):
-            settings = self._settings(chosen) | {"run.mode": Setting("accuracy", "tune")}
-            config = configs.resolve(settings, self._plan.wheel_round)
-            folders[name] = self._plan.out / f"accuracy-{name}-{int(time.time())}"
-            verdicts[name] = run_benchmark(
-                config, folders[name], settings=settings, recipe=None, observer=self._observer
-            )
-        compared = compare_answers(open_side(folders["default"]), open_side(folders["best"]))
-        return {
-            "changed": changes,
-            "passed": verdicts["best"]["accuracy"] == "PASS",
-            "verdict": verdicts["best"]["accuracy"],
-            "difference": compared["difference"],
-            "identical": compared["identical"],
-            "samples": compared["samples"],
-        }
+    def _run_accuracy(self, values: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+        """The verdict of an accuracy run with these settings; one that was begun is finished."""
+        if (folder / "manifest.json").exists():
+            begun = RunDir.open(folder)
+            is_over = begun.read_manifest()["status"] == "COMPLETE"
+            told = begun.read_verdict() if is_over else None
+            return told or resume_benchmark(folder, observer=self._observer)
+        settings = self._settings(values) | {"run.mode": Setting("accuracy", "tune")}
+        config = configs.resolve(settings, self._plan.wheel_round)
+        return run_benchmark(
+            config, folder, settings=settings, recipe=None, observer=self._observer
+        )
 
-    def _facts(self, tried: Sequence[Tried], best: Tried) -> dict[str, Any]:
+    def _facts(self, tried: Sequence[Tried], decided: Decision) -> dict[str, Any]:
+        best = decided.best
         counts: dict[str, int] = {}
         for one in tried:
             counts[one.how] = counts.get(one.how, 0) + 1
@@ -271,8 +240,10 @@ class _Search:
             "counts": counts,
             "default": {"values": self._default, "tokens_per_second": tried[0].tokens_per_second},
             "best": {"values": dict(best.values), "tokens_per_second": best.tokens_per_second},
-            "confirmation": None,
-            "accuracy": None,
+            "confirmation": decided.confirmation,
+            "accuracy": decided.accuracy,
+            "rejected": list(decided.rejected),
+            "outcome": decided.outcome,
             "recipe": None,
             "seconds": round(time.monotonic() - self._start_s, 1),
         }

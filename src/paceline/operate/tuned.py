@@ -13,7 +13,7 @@ from typing import Any
 from paceline.config import Setting
 from paceline.submission import system_nvml
 
-__all__ = ["hardware", "tuned_recipe"]
+__all__ = ["hardware", "rejections", "tuned_recipe"]
 
 
 def hardware() -> str:
@@ -65,10 +65,25 @@ def tuned_recipe(
             f"Accuracy settings changed ({', '.join(facts['accuracy']['changed'])}); an accuracy "
             f"run with them: {facts['accuracy']['verdict']}."
         )
+    head += rejections(facts)
     kept = {name: one.value for name, one in settings.items() if one.origin != "default"}
     kept |= {f"engine.{engine}.{name}": value for name, value in values.items()}
     lines = [f"# {line}\n" for line in head]
     return "".join(lines) + "\n" + "".join(f"{name} = {_toml(v)}\n" for name, v in kept.items())
+
+
+def rejections(facts: Mapping[str, Any]) -> list[str]:
+    """What was faster and did not pass the accuracy gate, a line each."""
+    engine, default = facts["engine"], facts["default"]["values"]
+    return [
+        f"Rejected by the accuracy gate though faster: trial {one['trial']}, "
+        + ", ".join(
+            f"engine.{engine}.{name} {default[name]} -> {one['values'][name]}"
+            for name in one["accuracy"]["changed"]
+        )
+        + f": {one['accuracy']['reason']}."
+        for one in facts["rejected"]
+    ]
 
 
 def _toml(value: Any) -> str:

@@ -197,4 +197,4 @@ def _with_default(knob: Knob, default: Any) -> Knob:
     if default in knob.choices:
         return knob
     choices = (*knob.choices, default)
-    return Knob(knob.name, tuple(sorted(choices)) if knob.is_ordered else choices, knob.is_accuracy)
+    return Knob(knob.name, tuple(sorted(choices)) if knob.is_ordered else choices)
