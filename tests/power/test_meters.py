@@ -14,6 +14,7 @@ from cards import build_driver
 
 from paceline.power.cards import AmdMeter, AmdToolMeter, NvmlMeter, card_meters
 from paceline.power.host import RaplMeter, ipmi_meter, rapl_meter
+from paceline.power.tools import Answer, ask
 
 
 def write(path: Path, content: object) -> None:
@@ -182,9 +183,23 @@ def test_rocm_smi_is_asked_last(path_of_tools: Path) -> None:
     }
     tool(path_of_tools, "rocm-smi", json.dumps(facts))
     tool(path_of_tools, "amd-smi", "no permission", code=1)
-    meters, _ = card_meters(path_of_tools / "no-sysfs")
+    meters, unread = card_meters(path_of_tools / "no-sysfs")
+    assert "amd-smi: no permission" in unread
     (meter,) = (one for one in meters if isinstance(one, AmdToolMeter))
     assert [(one.device, one.power_w) for one in meter.read()] == [("gpu 0", 141), ("gpu 1", 139)]
+
+
+def test_a_tool_that_names_no_power_or_does_not_end_gives_no_reading(
+    path_of_tools: Path,
+) -> None:
+    tool(path_of_tools, "amd-smi", "[]")
+    _, unread = card_meters(path_of_tools / "no-sysfs")
+    assert "amd-smi: tells no power" in unread
+    assert "rocm-smi: not installed" in unread
+    (path_of_tools / "slow").write_text("#!/bin/sh\nexec sleep 60\n")
+    (path_of_tools / "slow").chmod(0o755)
+    assert ask([str(path_of_tools / "slow")], timeout_s=0.2) == Answer("", "TimeoutExpired")
+    assert ask([str(path_of_tools / "gone")], timeout_s=0.2) == Answer("", "FileNotFoundError")
 
 
 def test_the_nodes_power_comes_from_ipmitool(path_of_tools: Path) -> None:

@@ -3,6 +3,7 @@
     sampler     meters, each read by a thread of its own; the newest reading of every device
     cards       NVIDIA by NVML, AMD by the kernel's sensors, amd-smi or rocm-smi
     host        RAPL's counters, IPMI
+    tools       a vendor's program, run for what it prints
     redfish     a BMC
     nodes       files of other nodes
     energy      energy and mean power of a window of time

@@ -10,13 +10,13 @@ import contextlib
 import ctypes
 import json
 import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from paceline import nvml
 from paceline.power.readings import CARD, Meter, Reading
+from paceline.power.tools import ask
 
 __all__ = ["AmdMeter", "AmdToolMeter", "NvmlMeter", "card_meters"]
 
@@ -125,20 +125,16 @@ class AmdToolMeter:
     def __init__(self, tool: str, words: tuple[str, ...]) -> None:
         self.name = Path(tool).name
         self._command = (tool, *words)
+        self.problem = ""
 
     def read(self) -> list[Reading]:
+        answer = ask(self._command, timeout_s=_TOOL_TIMEOUT_S)
         try:
-            done = subprocess.run(
-                self._command,
-                capture_output=True,
-                text=True,
-                timeout=_TOOL_TIMEOUT_S,
-                stdin=subprocess.DEVNULL,
-                check=False,
-            )
-            found = json.loads(done.stdout)
-        except (OSError, ValueError, subprocess.SubprocessError):
+            found = json.loads(answer.printed)
+        except ValueError:
+            self.problem = answer.said
             return []
+        self.problem = "tells no power"
         cards = _amd_smi_cards(found) if self.name == "amd-smi" else _rocm_smi_cards(found)
         return [
             Reading(
@@ -172,10 +168,13 @@ def card_meters(sysfs: Path) -> tuple[list[Meter], list[str]]:
     unread.append(f"amdgpu: no sensor in {sysfs}/class/hwmon")
     for name, words in _TOOLS:
         tool = shutil.which(name)
-        meter = AmdToolMeter(tool, words) if tool is not None else None
-        if meter is not None and meter.read():
+        if tool is None:
+            unread.append(f"{name}: not installed")
+            continue
+        meter = AmdToolMeter(tool, words)
+        if meter.read():
             return [*meters, meter], unread
-        unread.append(f"{name}: {'not installed' if tool is None else 'tells no power'}")
+        unread.append(f"{name}: {meter.problem}")
     return meters, unread
 
 

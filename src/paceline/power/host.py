@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import re
 import shutil
-import subprocess
 import time
 from pathlib import Path
 
 from paceline.power.readings import CPU, MEMORY, NODE, PLATFORM, Meter, Reading
+from paceline.power.tools import ask
 
 __all__ = ["IpmiMeter", "RaplMeter", "ipmi_meter", "rapl_meter"]
 
@@ -80,22 +80,10 @@ class IpmiMeter:
         self.problem = ""
 
     def read(self) -> list[Reading]:
-        try:
-            done = subprocess.run(
-                self._command,
-                capture_output=True,
-                text=True,
-                timeout=_IPMI_TIMEOUT_S,
-                stdin=subprocess.DEVNULL,
-                check=False,
-            )
-        except (OSError, subprocess.SubprocessError) as error:
-            self.problem = type(error).__name__
-            return []
-        match = _IPMI_WATTS.search(done.stdout)
+        answer = ask(self._command, timeout_s=_IPMI_TIMEOUT_S)
+        match = _IPMI_WATTS.search(answer.printed)
         if match is None:
-            said = (done.stderr.strip() or done.stdout.strip() or "no answer").splitlines()
-            self.problem = said[0][:120]
+            self.problem = answer.said
             return []
         return [Reading(device="node", scope=NODE, source=self.name, power_w=float(match[1]))]
 
