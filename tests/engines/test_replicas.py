@@ -99,6 +99,21 @@ def expected(tmp_path: Path, requests: Sequence[Request], fake: dict[str, Any]) 
     return sink.tokens
 
 
+def test_counting_begins_anew_for_replicas_and_what_they_copy(tmp_path: Path, address: str) -> None:
+    with running(tmp_path, {"output_len": 20}, address=address) as engine:
+        for count in (30, 10):
+            sink = Answers()
+            engine.submit(requests_of(count), sink)
+            engine.drain()
+            assert sum(sink.answered.values()) == count
+            facts = engine.describe()
+            assert sum(row["answered"] for row in facts["replicas"]) == count
+            assert sum(row["tokens"] for row in facts["replicas"]) == 20 * count
+            assert facts["counts"]["messages"] == facts["head"]["messages"] > 0
+            engine.begin_counting()
+        assert engine.describe()["head"] == {}
+
+
 def test_each_sample_is_answered_once_while_replicas_are_killed(
     tmp_path: Path, address: str
 ) -> None:

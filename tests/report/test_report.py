@@ -17,11 +17,12 @@ from support import Paceline
 from paceline.errors import InputError
 from paceline.mlperf.logs import read_detail
 from paceline.mlperf.published import load_published
+from paceline.report import rundata
 from paceline.report.hardware import CATEGORIES, CPU_ONLY, MIXED, category_of
 from paceline.report.report import build_report, report_page
 from paceline.report.rundata import read_run
 from paceline.report.samples import read_samples
-from paceline.report.speed import latencies, percentile_figure
+from paceline.report.speed import latencies, percentile_figure, rates
 from paceline.report.standing import standing
 
 SECTIONS = ("verdict", "standing", "timeline", "latency", "lengths", "live", "power")
@@ -153,6 +154,13 @@ def test_a_nodes_reading_replaces_its_parts_and_throttling_is_told(run: Path) ->
     text = powered(run, rows, (0, 3))
     assert "energy 3,300 J, mean 1,100 W" in text
     assert "no: the node's reading has it power cap 75%" in text
+
+
+def test_a_moment_after_the_last_whole_second_is_no_point_of_its_own() -> None:
+    made = [(1.0, 100), (2.0, 200), (2.001, 204)]
+    rows = tuple({"elapsed_s": elapsed_s, "made": tokens} for elapsed_s, tokens in made)
+    test = rundata.TestData(name="performance", facts={}, log=None, timeline=rows, power=())
+    assert rates(test) == ([1.0, 2.001], [100.0, pytest.approx(104 / 1.001)])
 
 
 def test_live_sequences_and_kv_use_are_plotted_when_the_timeline_has_them(run: Path) -> None:

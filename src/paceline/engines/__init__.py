@@ -13,9 +13,10 @@ token the moment it exists.
 Every submitted request is answered exactly once, by `done`, `done_all` or `failed`, from any
 thread. An engine that cannot go on raises EngineError from `drain`.
 
-Four things an engine may do besides: hand every token to a StreamSink as it exists, forget
+Five things an engine may do besides: hand every token to a StreamSink as it exists, forget
 requests that nobody waits for (CancellingEngine), change whether a server is asked to stream
-(StreamingEngine), and say how it is doing (ObservableEngine).
+(StreamingEngine), count from a test's start (CountingEngine), and say how it is doing
+(ObservableEngine).
 
 The class of each engine and of its settings are named in ENGINES as dotted paths, so that naming
 an engine costs no import of torch, ray or aiohttp.
@@ -40,6 +41,7 @@ __all__ = [
     "NETWORK_ENGINES",
     "CancellingEngine",
     "Completion",
+    "CountingEngine",
     "Engine",
     "EngineContext",
     "EngineState",
@@ -151,6 +153,15 @@ class StreamingEngine(Protocol):
         """From the next request on; None: as its settings have it."""
 
 
+@runtime_checkable
+class CountingEngine(Protocol):
+    """An engine that counts what it does."""
+
+    def begin_counting(self) -> None:
+        """Have `describe` and `state` count from now on: what measured the engine before a test is
+        no part of it. Called when all that was submitted is answered or cancelled."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Part:
     """One copy, server or replica of an engine at a moment; None for what it does not know."""
@@ -167,7 +178,7 @@ class EngineState:
     """An engine at a moment; None for what it does not know.
 
     `live_sequences` are under way, `waiting_sequences` have no place yet. `kv_used_fraction` is of
-    the whole KV cache, `preemptions` are counted since the start.
+    the whole KV cache, `preemptions` are counted since the start, or since counting began anew.
     """
 
     live_sequences: int | None = None

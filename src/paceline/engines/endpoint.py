@@ -111,6 +111,9 @@ class EndpointEngine:
         self._thread.join()
         self._loop.close()
 
+    def begin_counting(self) -> None:
+        self._await(self._begin_counting())
+
     def describe(self) -> dict[str, Any]:
         identities = [server.identity for server in self._servers]
         states = [state.facts() for state in self._states]
@@ -193,6 +196,12 @@ class EndpointEngine:
         server.settle(dialect, self._codec, counts=self._counts, streaming=self._streaming)
         self._checks += [check.as_json() for check in checks]
         return server
+
+    async def _begin_counting(self) -> None:
+        assert self._dispatcher is not None
+        self._dispatcher.begin_counting()
+        self._counts.clear()
+        self._began = self._ended = None
 
     async def _ask_names(self) -> list[str]:
         from paceline.engines import endpoint_preflight

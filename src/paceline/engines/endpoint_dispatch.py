@@ -69,6 +69,12 @@ class Dispatcher:
             ),
         )
 
+    def begin_counting(self) -> None:
+        """What servers answered and failed so far is no longer counted."""
+        self.retries.clear()
+        for server in self._servers:
+            server.begin_counting()
+
     def add(self, jobs: Sequence[Job]) -> None:
         """More requests."""
         self._added_s = time.monotonic()

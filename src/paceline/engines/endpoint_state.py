@@ -100,6 +100,13 @@ class Server:
             if self.growth >= 1:
                 self.limit, self.growth = self.limit + 1, 0.0
 
+    def begin_counting(self) -> None:
+        """Counts of `facts` begin at 0; what is known of the server's speed is kept."""
+        self.answered = self.tokens = self.times_aside = 0
+        self.faults.clear()
+        self.most_in_flight = self.in_flight
+        self.aside_s, self.aside_since_s = 0.0, time.monotonic()
+
     def facts(self) -> dict[str, Any]:
         """For the manifest."""
         aside_s = self.aside_s + (0 if self.is_up else time.monotonic() - self.aside_since_s)

@@ -83,6 +83,7 @@ class FakeEngine:
         self._idle = threading.Condition()
         self._pending = 0
         self._answered = 0
+        self._answered_before = 0
         self._due: list[tuple[float, int, Callable[[Completion, Sink], None], Completion, Sink]]
         self._due = []
         self._num_planned = 0
@@ -114,8 +115,12 @@ class FakeEngine:
         if self._thread.is_alive() and not self._config.stall_after:
             self._thread.join()
 
+    def begin_counting(self) -> None:
+        self._answered_before, self._num_strange = self._answered, 0
+
     def describe(self) -> dict[str, Any]:
-        facts: dict[str, Any] = {"device": "none", "simulated": True, "answered": self._answered}
+        answered = self._answered - self._answered_before
+        facts: dict[str, Any] = {"device": "none", "simulated": True, "answered": answered}
         if self._num_strange:
             facts["notes"] = [f"{self._num_strange} prompts are not in {self._config.answers}."]
         return facts

@@ -73,6 +73,10 @@ class ManagedEngine:
         assert self._endpoint is not None
         self._endpoint.set_streaming(wanted)
 
+    def begin_counting(self) -> None:
+        assert self._endpoint is not None
+        self._endpoint.begin_counting()
+
     def submit(self, requests: Sequence[Request], sink: Sink) -> None:
         assert self._endpoint is not None
         self._endpoint.submit(requests, sink)

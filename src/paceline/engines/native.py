@@ -128,6 +128,13 @@ class NativeEngine:
         self._copies = []
         gc.unfreeze()
 
+    def begin_counting(self) -> None:
+        with self._changed:
+            # What was cancelled leaves with the step that is under way.
+            self._changed.wait_for(lambda: self._failure or all(e.is_idle for e in self._copies))
+            for engine in self._copies:
+                engine.begin_counting()
+
     def describe(self) -> dict[str, Any]:
         return {**self._facts, "copies": [engine.stats() for engine in self._copies]}
 
@@ -231,6 +238,7 @@ class NativeEngine:
             self._top_up(engine)
         with self._changed:
             cancelled.clear()
+            self._changed.notify_all()
 
     def _forget(self, engine: Any, cancelled: set[int]) -> None:
         """Take out of the copy what was cancelled; what has yet to reach it stays noted."""

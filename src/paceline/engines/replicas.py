@@ -98,15 +98,15 @@ class ReplicasEngine:
         """The head, for whoever watches or harms it: the bench and the tests."""
         return self._running()
 
+    def begin_counting(self) -> None:
+        self._ask_all("begin_counting")
+        self._running().begin_counting()
+        self._began = None
+
     def describe(self) -> dict[str, Any]:
         assert self._cluster is not None
         head, cluster, now_s = self._running(), self._cluster, time.monotonic()
-        told: list[dict[str, Any]] = []
-        for seat in head.seats:
-            process = seat.process
-            if seat.state == "ready" and process is not None:
-                with contextlib.suppress(EngineError):  # it died just now: the head will note it
-                    told += cluster.ask(process, "describe", timeout_s=_DESCRIBE_TIMEOUT_S)
+        told = self._ask_all("describe")
         first = told[0] if told else {}
         replicas = [row for seat in head.seats for row in seat.describe(now_s)]
         facts = {name: value for name, value in first.items() if name not in _OF_ONE_COPY}
@@ -124,6 +124,17 @@ class ReplicasEngine:
             "head": self._head_facts(head, counts),
         }
         return facts | {"notes": _notes(facts, told)}
+
+    def _ask_all(self, method: str) -> list[dict[str, Any]]:
+        """Call a method of every process that is ready; what they gave, one after another."""
+        assert self._cluster is not None
+        told: list[dict[str, Any]] = []
+        for seat in self._running().seats:
+            process = seat.process
+            if seat.state == "ready" and process is not None:
+                with contextlib.suppress(EngineError):  # it died just now: the head will note it
+                    told += self._cluster.ask(process, method, timeout_s=_DESCRIBE_TIMEOUT_S)
+        return told
 
     def _running(self) -> Head:
         assert self._head is not None, "the engine was not started"

@@ -84,6 +84,13 @@ class Head:
         with self._changed:
             self._changed.wait_for(lambda: self._pending == 0)
 
+    def begin_counting(self) -> None:
+        """Count from now on what replicas answer and what becomes of samples."""
+        begun = threading.Event()
+        self._post(self._on_counting, begun)
+        while self.failure is None and not begun.wait(_TICK_S):
+            pass  # a head that failed does nothing more
+
     def num_ready(self) -> int:
         """Seats whose process works."""
         return self._crew.num_ready()
@@ -135,6 +142,13 @@ class Head:
             self._leave(len(requests))
             return
         self.pool.add(requests, sink)
+
+    def _on_counting(self, begun: threading.Event) -> None:
+        self.pool.counts.clear()
+        self.counts.clear()
+        for seat in self.seats:
+            seat.begin_counting()
+        begun.set()
 
     def _deal(self, now_s: float) -> None:
         """Give out samples, and have every process asked for its news."""

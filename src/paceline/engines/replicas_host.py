@@ -143,6 +143,13 @@ class ReplicaHost:
         """What each engine says of itself."""
         return [engine.describe() for engine in self._engines]
 
+    def begin_counting(self) -> list[dict[str, Any]]:
+        """Have each engine count from now on; nothing is told."""
+        for engine in self._engines:
+            if isinstance(engine, engines.CountingEngine):
+                engine.begin_counting()
+        return []
+
     def close(self) -> None:
         """End the engines: servers that they started end with them."""
         for engine in self._engines:

@@ -91,6 +91,12 @@ class Seat:
         self.state, self.process, self.members = "away", None, []
         self.outgoing, self.forgotten, self.is_asked = [], {}, False
 
+    def begin_counting(self) -> None:
+        """Answers and tokens of each replica begin at 0."""
+        self.answered, self.tokens = [0] * len(self.names), [0] * len(self.names)
+        for member in self.members:
+            member.answered = member.tokens = 0
+
     def send(self, place: int, works: Sequence[Work], now_s: float) -> None:
         """Samples for the next message; a replica that had none begins to be watched."""
         if len(self.members[place].held) == len(works):

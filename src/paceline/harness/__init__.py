@@ -7,6 +7,7 @@ trial.py       an engine measured in a process of its own; trial_child.py: that 
 process.py     the child process of a test, as its parent sees it
 child.py       the process of one LoadGen test
 loadgen.py     the only door to LoadGen
+timeline.py    rows of a test over time
 sut.py         what faces LoadGen and the engine; offline.py, server.py: what a scenario adds
 network.py     the name of a SUT on other hosts
 audit.py       the settings of a compliance test, and their removal

@@ -8,7 +8,7 @@ are in the journal by then, whatever happens here.
 Events go to the parent as JSON lines on the first descriptor:
 
     {"event": "loading", "what": text, "fraction": number or null}
-    {"event": "started", "monotonic_s"}
+    {"event": "started", "monotonic_s"}: a LoadGen test begins; a search makes several
     {"event": "probing", "number", "target_qps": number, or null where samples come at once}
     {"event": "probe", "text": one line on what a rate came to}
     {"event": "note", "text": one line that is to stay}
@@ -16,6 +16,9 @@ Events go to the parent as JSON lines on the first descriptor:
     {"event": "error", "kind", "message", "hint", "exit_code"}
     {"event": "finished", "engine": description, "resumed", "torn_lines", "tokens", "elapsed_s",
      "window_s": LoadGen's timed window, first query to last answer, in seconds since the start}
+
+What a search finishes with is of all its LoadGen tests, counted from the start of the first, and so
+are the rows of timeline.jsonl; its progress is of the present one.
 
 The second descriptor is the parent's: when it closes, this process ends.
 """
@@ -42,16 +45,16 @@ from paceline.harness.network import network_name
 from paceline.harness.offline import OfflineSut
 from paceline.harness.process import error_event
 from paceline.harness.server import ServerSut
-from paceline.harness.sut import EngineSut, Limits
+from paceline.harness.sut import Counts, EngineSut, Limits
+from paceline.harness.timeline import Timeline
 from paceline.mlperf import rules
-from paceline.rundir import Journal, RunDir, disk_problem, write_atomically
+from paceline.rundir import Journal, RunDir, write_atomically
 
 __all__ = ["Child", "main"]
 
 log = logging.getLogger(__name__)
 
 _REPORT_EVERY_S = 0.25
-_TIMELINE_EVERY_S = 1.0
 _NAMED_IN_FLIGHT = 10
 
 
@@ -70,6 +73,10 @@ class Child:
         self._engine: engines.Engine | None = None
         self._sut: EngineSut | None = None
         self._started_s: float | None = None
+        # Of a search, when its first LoadGen test and its first query began.
+        self._first_started_s: float | None = None
+        self._first_issue_s: float | None = None
+        self._timeline = Timeline(self._folder / "timeline.jsonl")
         self._over = threading.Event()
 
     def execute(self) -> None:
@@ -80,24 +87,29 @@ class Child:
         assert self._engine is not None
         assert self._sut is not None
         assert self._started_s is not None
-        elapsed_s = time.monotonic() - self._started_s
+        assert self._first_started_s is not None
+        ended_s, start_s, sut = time.monotonic(), self._first_started_s, self._sut
         self._engine.drain()
         facts["engine"] = self._engine.describe()
         self._over.set()
+        self._timeline.end(sut.last_activity_s - start_s, self._timeline_row)
         self._engine.close()
         if self._journal is not None:
             self._journal.close()
-        if self._sut.error is not None:
-            raise self._sut.error
-        self._send_progress(elapsed_s)
+        if sut.error is not None:
+            raise sut.error
+        self._send_progress(ended_s - self._started_s)
+        issued_s, answered_s = sut.window_s
+        window_s = (self._first_issue_s or issued_s, answered_s)
+        counts = sut.past + sut.counts
         self.send(
             event="finished",
             **facts,
-            resumed=self._sut.counts.resumed,
+            resumed=counts.resumed,
             torn_lines=self._journal.torn_lines if self._journal else 0,
-            tokens=self._sut.counts.tokens,
-            elapsed_s=round(elapsed_s, 6),
-            window_s=[round(moment_s - self._started_s, 6) for moment_s in self._sut.window_s],
+            tokens=counts.tokens,
+            elapsed_s=round(ended_s - start_s, 6),
+            window_s=[round(moment_s - start_s, 6) for moment_s in window_s],
         )
 
     def _test(self, prompts: list[engines.TokenIds]) -> dict[str, Any]:
@@ -107,6 +119,9 @@ class Child:
         facts = {}
         if self._mode == "performance" and self._config.loadgen.probe_s > 0:
             facts = self._size(session, prompts)
+        engine: object = self._engine
+        if isinstance(engine, engines.CountingEngine):
+            engine.begin_counting()
         session.run(self._folder, self._make_sut(prompts, limits), network_name=name)
         return facts
 
@@ -206,8 +221,12 @@ class Child:
 
     def _begin(self, sut: EngineSut) -> EngineSut:
         """From now on `sut` is what is watched."""
-        self._started_s = time.monotonic()
+        before, self._started_s = self._sut, time.monotonic()
         sut.last_activity_s = self._started_s
+        if before is not None:
+            self._first_issue_s = self._first_issue_s or before.window_s[0]
+            sut.past = before.past + before.counts
+        self._first_started_s = self._first_started_s or self._started_s
         self._sut = sut
         self.send(event="started", monotonic_s=self._started_s)
         return sut
@@ -226,30 +245,22 @@ class Child:
 
     def _watch(self) -> None:
         """Report progress; end the process when the test cannot go on."""
-        path = self._folder / "timeline.jsonl"
-        try:
-            self._watch_into(path)
-        except OSError as error:
-            self._end(disk_problem(path, error))
-
-    def _watch_into(self, path: Path) -> None:
-        timeline_s = 0.0
-        with path.open("w", buffering=1) as timeline:
-            while not self._over.wait(0.0):
-                gone, _, _ = select.select([self._control_fd], [], [], _REPORT_EVERY_S)
-                if gone:
-                    self._end(InterruptedRun("The run was stopped."))
-                sut, started_s = self._sut, self._started_s
-                if sut is None or started_s is None:
-                    continue
-                if sut.error is not None:
-                    self._end(sut.error)
-                elapsed_s = time.monotonic() - started_s
-                self._send_progress(elapsed_s)
-                if elapsed_s - timeline_s >= _TIMELINE_EVERY_S:
-                    timeline_s = elapsed_s
-                    timeline.write(json.dumps(self._timeline_row(elapsed_s)) + "\n")
-                self._check_stall(sut)
+        while not self._over.wait(0.0):
+            gone, _, _ = select.select([self._control_fd], [], [], _REPORT_EVERY_S)
+            if gone:
+                self._end(InterruptedRun("The run was stopped."))
+            sut, started_s, first_s = self._sut, self._started_s, self._first_started_s
+            if sut is None or started_s is None or first_s is None:
+                continue
+            if sut.error is not None:
+                self._end(sut.error)
+            now_s = time.monotonic()
+            self._send_progress(now_s - started_s)
+            try:
+                self._timeline.tick(now_s - first_s, self._timeline_row)
+            except PacelineError as error:
+                self._end(error)
+            self._check_stall(sut)
 
     def _check_stall(self, sut: EngineSut) -> None:
         silent_s = time.monotonic() - sut.last_activity_s
@@ -265,15 +276,14 @@ class Child:
                 )
             )
 
-    def _progress(self, elapsed_s: float) -> dict[str, Any]:
+    def _progress(self, elapsed_s: float, counts: Counts) -> dict[str, Any]:
         assert self._sut is not None
-        counts = self._sut.counts
         return {
             "issued": counts.issued,
             "answered": counts.answered,
             "resumed": counts.resumed,
             "tokens": counts.tokens,
-            "made": max(counts.made, counts.tokens),
+            "made": counts.made,
             "elapsed_s": round(elapsed_s, 3),
             **self._sut.latency_figures(),
         }
@@ -283,10 +293,13 @@ class Child:
         engine: object = self._engine
         state = engine.state() if isinstance(engine, engines.ObservableEngine) else None
         known = {} if state is None else state.as_json()
-        return {**self._progress(elapsed_s), "unix_s": round(time.time(), 3), **known}
+        assert self._sut is not None
+        progress = self._progress(elapsed_s, self._sut.past + self._sut.counts)
+        return {**progress, "unix_s": round(time.time(), 3), **known}
 
     def _send_progress(self, elapsed_s: float) -> None:
-        self.send(event="progress", **self._progress(elapsed_s))
+        assert self._sut is not None
+        self.send(event="progress", **self._progress(elapsed_s, Counts() + self._sut.counts))
 
     def _end(self, error: PacelineError) -> None:
         """Leave now. LoadGen's test cannot be called off, so the process goes instead."""

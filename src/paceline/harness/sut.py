@@ -46,6 +46,16 @@ class Counts:
     tokens: int = 0
     made: int = 0
 
+    def __add__(self, other: Counts) -> Counts:
+        """Both together; an engine need not tell of tokens before their answer ends."""
+        return Counts(
+            issued=self.issued + other.issued,
+            answered=self.answered + other.answered,
+            resumed=self.resumed + other.resumed,
+            tokens=self.tokens + other.tokens,
+            made=max(self.made, self.tokens) + max(other.made, other.tokens),
+        )
+
 
 class EngineSut:
     """LoadGen's partner and the engine's Sink, in one object with one lock."""
@@ -66,6 +76,8 @@ class EngineSut:
         self._next = 0
         self._open: set[int] = set()
         self.counts = Counts()
+        # What the LoadGen tests of the same process before this one came to.
+        self.past = Counts()
         self.error: PacelineError | None = None
         self.failed_event = threading.Event()
         self.last_activity_s = time.monotonic()

@@ -160,8 +160,15 @@ class Engine:
                 if on_step is not None and len(self.records) > num_steps:
                     on_step(self.records[-1].num_sampled)
 
+    def begin_counting(self) -> None:
+        """Have `stats` count from now on; the engine is idle."""
+        self.records.clear()
+        self.num_sampled_tokens = self.executor.num_graph_steps = 0
+        self.scheduler.num_dropped_tokens = self.scheduler.num_preemptions = 0
+
     def stats(self) -> dict[str, Any]:
-        """Counts since `start`; tokens are those of prompts and outputs that were computed."""
+        """Counts since `start` or `begin_counting`; tokens are those of prompts and outputs that
+        were computed."""
         allocator, stored = self.scheduler.allocator, self.source.stored
         return {
             "steps": len(self.records),

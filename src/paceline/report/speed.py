@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -28,6 +29,8 @@ _FIRST_TOKEN = re.compile(r"result_first_token_(\d+\.\d+)_percentile_latency_ns"
 _PER_TOKEN = re.compile(r"result_time_per_output_token_(\d+\.\d+)_percentile_ns")
 _LIVE = ("live_sequences", "waiting_sequences")
 _KV = "kv_used_fraction"
+# Rows are a second apart.
+_LEAST_INTERVAL_S = 0.5
 
 
 def standing_section(run: RunData) -> Section:
@@ -88,15 +91,23 @@ def _no_standing(run: RunData, value: float | None, cards: int) -> str | None:
 
 
 def rates(test: TestData) -> tuple[list[float], list[float]]:
-    """Seconds, and tokens/s made between one row of the timeline and the next."""
-    xs, ys, before_s, before = [], [], 0.0, 0.0
+    """Seconds, and tokens/s made between one row of the timeline and the next.
+
+    The last row comes when the test ends: a moment that is too short for a rate of its own is part
+    of the second before it.
+    """
+    points = [(0.0, 0.0)]
     for row in test.timeline:
         elapsed_s, made = float(row["elapsed_s"]), float(row["made"])
-        if elapsed_s > before_s:
-            xs.append(elapsed_s)
-            ys.append(max(0.0, made - before) / (elapsed_s - before_s))
-            before_s, before = elapsed_s, made
-    return xs, ys
+        if 0 < elapsed_s - points[-1][0] < _LEAST_INTERVAL_S and len(points) > 1:
+            points.pop()
+        if elapsed_s > points[-1][0]:
+            points.append((elapsed_s, made))
+    ys = [
+        max(0.0, made - before) / (elapsed_s - before_s)
+        for (before_s, before), (elapsed_s, made) in itertools.pairwise(points)
+    ]
+    return [elapsed_s for elapsed_s, _ in points[1:]], ys
 
 
 def timeline_section(run: RunData) -> Section:
