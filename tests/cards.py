@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -149,6 +150,13 @@ def build_driver(folder: Path, **flags: object) -> Path:
         [compiler, "-shared", "-fPIC", *words, "-o", library, folder / "stub.c"], check=True
     )
     return library
+
+
+def machine(folder: Path, **flags: object) -> dict[str, str]:
+    """The environment of a machine with the driver that `flags` describe, made in `folder`."""
+    build_driver(folder, **flags)
+    kept = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
+    return {**kept, "LD_LIBRARY_PATH": str(folder)}
 
 
 def finding(outcome: Outcome, name: str) -> dict[str, Any]:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import pytest
-from cards import build_driver, finding
+from cards import build_driver, finding, machine
 from support import Paceline
 
 from paceline.config import read_settings
@@ -49,13 +48,6 @@ AMD_SMI = [
     }
     for place in range(8)
 ]
-
-
-def machine(folder: Path, **flags: object) -> dict[str, str]:
-    """The environment of a machine with the driver that `flags` describe."""
-    build_driver(folder, **flags)
-    kept = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
-    return {**kept, "LD_LIBRARY_PATH": str(folder)}
 
 
 def test_two_well_cards_are_well_and_get_a_plan(paceline: Paceline, tmp_path: Path) -> None:

@@ -73,6 +73,9 @@ def _ports(count: int) -> Finding:
             for _ in range(count):
                 one = stack.enter_context(socket.socket())
                 one.bind(("127.0.0.1", 0))
+                one.listen()
+            # A port can be bound where the loopback is down, and is reached by nobody.
+            stack.enter_context(socket.create_connection(one.getsockname(), timeout=_WITHIN_S))
     except OSError as error:
         return blocker(
             name,

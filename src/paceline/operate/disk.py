@@ -146,9 +146,9 @@ def _temporary(environment: Mapping[str, str]) -> Finding | None:
     """Compilers and loaders of engines write to the folder for temporary files."""
     folder = Path(environment.get("TMPDIR") or tempfile.gettempdir())
     name, why = "temporary files", "kernels are compiled, and files unpacked, where TMPDIR points"
-    if not os.access(folder, os.W_OK):
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
         return blocker(
-            name, f"{folder} cannot be written", why=why, mend="export TMPDIR=DIR_YOU_CAN_WRITE"
+            name, f"{folder} takes no files", why=why, mend="export TMPDIR=DIR_YOU_CAN_WRITE"
         )
     free = shutil.disk_usage(folder).free
     if free < 10**9:
