@@ -2,6 +2,7 @@
 
 run.py         a whole run: directory, tests, verdict
 preflight.py   the engine checked and measured before a run
+query_size.py  samples of an Offline query, and the rate that LoadGen is told
 survey.py      how long each test will take, from a minute with the engine
 trial.py       an engine measured in a process of its own; trial_child.py: that process
 process.py     the child process of a test, as its parent sees it

@@ -18,7 +18,6 @@ import contextlib
 import dataclasses
 import importlib.metadata
 import importlib.util
-import math
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -41,7 +40,6 @@ __all__ = [
     "Wheel",
     "complete",
     "complete_first_tokens",
-    "query_len",
     "rehearse",
     "user_conf",
     "wheel",
@@ -114,17 +112,6 @@ def user_conf(config: RunConfig, mode: str) -> str:
         (f"{key}.{scenario}.target_latency_percentile", settings.latency_percentile),
     ]
     return "".join(f"{name} = {value}\n" for name, value in lines if value is not None)
-
-
-def query_len(settings: LoadGenSettings, target_qps: float) -> int:
-    """Samples of an Offline query. LoadGen adds a tenth to what the minimum duration holds at the
-    rate, and issues every loaded sample equally often.
-
-    Source: mlcommons/inference@b66003e1:loadgen/test_settings_internal.cc (kSlack), loadgen.cc
-    (sample_concatenate_permutation).
-    """
-    wanted = max(settings.min_query_count, 1.1 * target_qps * settings.min_duration_ms / 1000)
-    return math.ceil(wanted / settings.performance_samples) * settings.performance_samples
 
 
 def rehearse(config: RunConfig, folder: Path) -> list[int]:

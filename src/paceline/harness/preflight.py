@@ -21,7 +21,7 @@ import numpy as np
 from paceline import engines
 from paceline.config import RunConfig
 from paceline.engines.probe import Probe, ProbeResult
-from paceline.harness.loadgen import query_len
+from paceline.harness.query_size import query_len, stated_qps
 from paceline.mlperf import dataset, rules
 from paceline.mlperf.tokenizer import load_tokenizer
 
@@ -41,7 +41,6 @@ Observer = Callable[[Mapping[str, Any]], None]
 _NUM_PROMPTS = 512
 _IN_FLIGHT = 256
 _NUM_SLICES = 24
-_DIGITS = 4
 # LoadGen and the harness keep some hundred bytes of each sample of a query.
 _MOST_SAMPLES = 20_000_000
 
@@ -165,7 +164,7 @@ def size(config: RunConfig, found: ProbeResult) -> tuple[RunConfig, str]:
 
     A query that LoadGen could not hold in memory is left as it is, and the words say so.
     """
-    target_qps = float(f"{found.high_samples_per_second:.{_DIGITS}g}")
+    target_qps = stated_qps(config.loadgen, found.high_samples_per_second)
     num_samples = query_len(config.loadgen, target_qps)
     said = f"measured {found.samples_per_second:.4g} samples/s"
     if not found.is_full:
@@ -177,7 +176,8 @@ def size(config: RunConfig, found: ProbeResult) -> tuple[RunConfig, str]:
             "run is not sized, and too short"
         )
     sized = dataclasses.replace(config.loadgen, target_qps=target_qps)
-    words = f"{said}; target_qps {target_qps:g}, {num_samples:,} samples"
+    lasts_s = num_samples / found.samples_per_second
+    words = f"{said}; target_qps {target_qps:g}, {num_samples:,} samples: {lasts_s:,.0f} s"
     return dataclasses.replace(config, loadgen=sized), words
 
 

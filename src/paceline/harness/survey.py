@@ -20,7 +20,7 @@ from paceline.config import RunConfig
 from paceline.engines import pace
 from paceline.engines.probe import Probe, ProbeResult
 from paceline.harness import preflight
-from paceline.harness.loadgen import query_len
+from paceline.harness.query_size import query_len
 from paceline.mlperf import rules
 
 __all__ = ["Samples", "Survey", "output_lens", "survey"]

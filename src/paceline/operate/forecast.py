@@ -19,7 +19,7 @@ from typing import Any
 
 from paceline.config import RunConfig
 from paceline.engines.probe import ProbeResult
-from paceline.harness.loadgen import query_len
+from paceline.harness.query_size import query_len, stated_qps
 from paceline.harness.trial import Job, run_trial
 from paceline.mlperf import rules
 from paceline.operate.forecast_energy import Watts
@@ -33,7 +33,6 @@ Observer = Callable[[Mapping[str, Any]], None]
 _LOAD_LIMIT_S = 7200.0
 # Two standard errors on either side; where a query was measured once, this part of it.
 _SIGMAS, _UNKNOWN_ERROR = 2.0, 0.05
-_DIGITS = 4
 
 
 def make_forecast(
@@ -146,13 +145,14 @@ def _wall_s(config: RunConfig, load_s: float, tests: Mapping[str, Mapping[str, A
 def _sizing(config: RunConfig, speed: Mapping[str, Any], said: str) -> dict[str, Any]:
     """Samples for the minimum duration of the benchmark. LoadGen's unit is samples/s."""
     least_ms = rules.benchmark(config.benchmark).min_duration_ms or config.loadgen.min_duration_ms
-    target_qps = float(f"{speed['high_samples_per_second']:.{_DIGITS}g}")
     whole = dataclasses.replace(config.loadgen, min_duration_ms=least_ms)
+    high, is_offline = speed["high_samples_per_second"], config.scenario == "Offline"
+    target_qps = stated_qps(whole, high) if is_offline else float(f"{high:.4g}")
     return {
         "min_duration_s": least_ms / 1000,
         "samples_needed": math.ceil(speed["full_samples_per_second"] * least_ms / 1000),
         "target_qps": target_qps,
-        "query_samples": query_len(whole, target_qps) if config.scenario == "Offline" else None,
+        "query_samples": query_len(whole, target_qps) if is_offline else None,
         "said": said or None,
     }
 
@@ -166,11 +166,11 @@ def _validity(
 ) -> dict[str, Any]:
     """LoadGen's word on the performance run as configured, and what to change."""
     least_s, target_qps = config.loadgen.min_duration_ms / 1000, config.loadgen.target_qps
-    needed = float(f"{speed['high_samples_per_second']:.{_DIGITS}g}")
+    high = speed["high_samples_per_second"]
     if "performance" not in tests and config.scenario == "Offline":
         return _word("UNKNOWN", "the run has no performance test", None)
     if config.scenario != "Offline":
-        if target_qps is not None and target_qps > needed:
+        if target_qps is not None and target_qps > high:
             return _word(
                 "INVALID",
                 f"{target_qps:g} samples/s are asked for, and the engine makes "
@@ -189,7 +189,8 @@ def _validity(
     if test["low_s"] >= least_s:
         return _word("VALID", seen, None)
     if is_sized:
-        return _word("UNCERTAIN", seen, f"--set loadgen.target_qps={needed * 1.1:.4g}")
+        return _word("UNCERTAIN", seen, f"--set loadgen.target_qps={high * 1.1:.4g}")
+    needed = stated_qps(config.loadgen, high)
     change = f"--set loadgen.target_qps={needed:g}, or leave target_qps and run.probe_s out"
     return _word("INVALID" if test["high_s"] < least_s else "UNCERTAIN", seen, change)
 
