@@ -51,6 +51,8 @@ class SteppingEngine:
         self._live: list[_Sequence] = []
         self._closing = False
         self.seconds = 0.0
+        # By how much steps ended later than they take.
+        self.late_s = 0.0
         self._thread = threading.Thread(target=self._work, daemon=True)
 
     def start(self) -> None:
@@ -99,6 +101,7 @@ class SteppingEngine:
             due_s = (time.perf_counter() if idle else due_s) + took_s * self._clock
             if self._clock:
                 time.sleep(max(0.0, due_s - time.perf_counter()))
+                self.late_s += time.perf_counter() - due_s
             self._tell(planned)
 
     def _plan(self) -> tuple[list[_Sequence], float]:

@@ -18,7 +18,7 @@ def slices_of(pace: Pace, lives: list[tuple[float, float]]) -> list[Slice]:
             seconds=100 * (pace.step_s + pace.token_s * live) + pace.prompt_token_s * prompts,
             tokens=100 * live,
             prompt_tokens=prompts,
-            live=live,
+            steps=100,
         )
         for live, prompts in lives
     ]
@@ -34,9 +34,9 @@ def test_costs_are_found_again(step_s: float, token_s: float, prompt_token_s: fl
 
 
 def test_no_cost_is_negative_whatever_was_seen() -> None:
-    odd = [Slice(seconds=1, tokens=10, prompt_tokens=0, live=1)]
-    odd += [Slice(seconds=1, tokens=900, prompt_tokens=90, live=3)]
-    odd += [Slice(seconds=1, tokens=0, prompt_tokens=0, live=0)]
+    odd = [Slice(seconds=1, tokens=10, prompt_tokens=0, steps=10)]
+    odd += [Slice(seconds=1, tokens=900, prompt_tokens=90, steps=300)]
+    odd += [Slice(seconds=1, tokens=0, prompt_tokens=0, steps=0)]
     found = fit(odd, max_live=3)
     assert min(found.step_s, found.token_s, found.prompt_token_s) >= 0
 
@@ -62,7 +62,7 @@ def test_a_steady_engine_has_no_spread_and_a_noisy_one_has() -> None:
             seconds=one.seconds * (0.9 + 0.1 * (place * 5 % 3)),
             tokens=one.tokens,
             prompt_tokens=one.prompt_tokens,
-            live=one.live,
+            steps=one.steps,
         )
         for place, one in enumerate(steady)
     ]

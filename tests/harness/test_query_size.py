@@ -139,8 +139,7 @@ def test_a_run_of_one_pass_is_sized_as_one_and_is_valid(paceline: Paceline, tmp_
     made = json.loads((tmp_path / "run/manifest.json").read_text())
     assert made["tests"]["performance"]["tokens"] == 4 * 1024
     assert "1,024 samples: " in made["probe"]["said"]
-    # At the speed itself it would have been two passes, and twice as long.
-    speed = made["probe"]["samples_per_second"]
-    settings = LoadGenSettings(**{**made["config"]["loadgen"], "target_qps": speed})
-    assert query_len(settings, speed) == 2048
+    # At the engine's speed itself it would have been two passes, and twice as long.
+    settings = LoadGenSettings(**made["config"]["loadgen"])
+    assert query_len(settings, 1024 / 6.5) == 2048
     assert query_len(settings, made["config"]["loadgen"]["target_qps"]) == 1024

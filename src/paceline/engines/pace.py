@@ -27,13 +27,13 @@ _BLOCKS = 8
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Slice:
-    """What an engine did in a slice of time: tokens made, prompt tokens begun, and in the mean so
-    many sequences live."""
+    """What an engine did in a slice of time: tokens made, prompt tokens of sequences that began,
+    and the steps that it took."""
 
     seconds: float
     tokens: float
     prompt_tokens: float
-    live: float
+    steps: float
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,12 +76,7 @@ def fit(slices: Sequence[Slice], *, max_live: int | None) -> Pace:
     step first, then to the token: a step that is long even for one sequence is the rule.
     """
     seconds = np.array([one.seconds for one in slices])
-    columns = np.array(
-        [
-            [one.tokens / one.live if one.live else 0.0, one.tokens, one.prompt_tokens]
-            for one in slices
-        ]
-    )
+    columns = np.array([[one.steps, one.tokens, one.prompt_tokens] for one in slices])
     costs = _non_negative(columns, seconds)
     return Pace(
         step_s=float(costs[0]),

@@ -110,8 +110,7 @@ class _Surveyor:
         ]
 
     def pace(self) -> pace.Pace:
-        mean = self.probe.tokens_per_answer or float(np.mean(self._output_lens))
-        return pace.fit(self.probe.slices(mean), max_live=self._max_live())
+        return pace.fit(self.probe.slices, max_live=self._max_live())
 
     def try_whole(self, test: str) -> None:
         """Measure the query of a test, several times if it is short; none where it is long.
@@ -145,12 +144,12 @@ class _Surveyor:
         return test in self._wholes
 
     def hold_few(self, many: int) -> None:
-        """Part of the time with few sequences; once."""
+        """Part of the time with one sequence and on to few; once."""
         few = max(1, many // _FEW)
         if few < many and not self._has_held_few:
             self._has_held_few = True
             seconds = max(_LEAST_S, self.left_s * _FEW_PART, self._seconds * _HOLD_PART * _FEW_PART)
-            self.probe.keep_busy(in_flight=few, seconds=seconds)
+            self.probe.climb(most=few, seconds=seconds)
             self.settle()
 
     def hold(self, most: int | None) -> None:
@@ -193,8 +192,7 @@ class _Surveyor:
             error = statistics.stdev(times) / seconds if len(times) > 1 else None
         else:
             seconds, how = self.pace().seconds(lengths), "modelled"
-            slices = self.probe.slices(self._mean_len())
-            error = pace.spread(slices, lengths, max_live=self._max_live())
+            error = pace.spread(self.probe.slices, lengths, max_live=self._max_live())
         return {
             "num_samples": len(lengths),
             "seconds": seconds,

@@ -1,0 +1,187 @@
+"""What an engine is seen to do while it is probed: a Sink that counts, and knows where steps end.
+
+An engine tells of a step when it is over: first tokens, answers and tokens made come in one go, and
+then nothing for a while. Counts are therefore taken at the ends of steps. Cut anywhere else, a
+stretch of time holds the first half of a step and nothing of what it did; where prompts take long
+that makes them look as if they cost next to nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from paceline.engines import Completion, Engine, Request
+from paceline.errors import PacelineError
+
+__all__ = ["Mark", "Meter"]
+
+# What is told within so short a time is told of one step.
+_QUIET_S = 0.002
+# Requests of a probe have ids of their own: a run's begin at 0.
+_FIRST_ID = 1 << 40
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """Counts at a moment: tokens made, prompt tokens of sequences that began, and steps.
+
+    A step makes one token of every live sequence, so a token is one step divided by these. Of an
+    engine that steps by itself that counts its steps; of servers that stream it counts rounds.
+    """
+
+    moment_s: float
+    made: int = 0
+    begun_tokens: int = 0
+    steps: float = 0.0
+
+
+class Meter:
+    """Counts, and sends the next request for each one that is answered while it `replaces`."""
+
+    def __init__(self, engine: Engine, requests: Sequence[Request]) -> None:
+        self._engine = engine
+        self._requests = requests
+        self._lock = threading.Lock()
+        self._sent = 0
+        self._open: dict[int, int] = {}
+        self._live: set[int] = set()
+        # Most that lived in the step that is being told of.
+        self._step_live = 0
+        self._made = 0
+        self._begun_tokens = 0
+        self._steps = 0.0
+        # As of the last time that anything was told, and of the last time before a pause.
+        self._told = self._edge = Mark(time.perf_counter())
+        self.replaces = False
+        self.idle = threading.Event()
+        self.answered = 0
+        self.num_tokens = 0
+        self.most_live = 0
+        self.rose_s = self._told.moment_s
+        self.most_open = 0
+        # By the ids that requests came with.
+        self.output_lens: dict[int, int] = {}
+        self._own_ids: dict[int, int] = {}
+        self.last_s = 0.0
+        self.error: PacelineError | None = None
+
+    @property
+    def num_live(self) -> int:
+        return len(self._live)
+
+    @property
+    def open_ids(self) -> list[int]:
+        with self._lock:
+            return list(self._open)
+
+    def send(self, requests: Sequence[Request]) -> None:
+        with self._lock:
+            first, self._sent = self._sent, self._sent + len(requests)
+            batch = [
+                dataclasses.replace(request, request_id=_FIRST_ID + first + place)
+                for place, request in enumerate(requests)
+            ]
+            self._open |= {request.request_id: len(request.token_ids) for request in batch}
+            self._own_ids |= {
+                sent.request_id: request.request_id
+                for sent, request in zip(batch, requests, strict=True)
+            }
+            self.most_open = max(self.most_open, len(self._open))
+            self.idle.clear()
+        self._engine.submit(batch, self)
+
+    def send_next(self, count: int) -> None:
+        """Requests in their order, over and over."""
+        with self._lock:
+            total, first = len(self._requests), self._sent
+        self.send([self._requests[(first + place) % total] for place in range(count)])
+
+    def begin(self) -> Mark:
+        """Nothing is under way: the work of the next step begins now."""
+        with self._lock:
+            self._tell()
+            self._edge = self._told
+            return self._edge
+
+    def mark(self) -> Mark:
+        """Counts as of now."""
+        with self._lock:
+            return dataclasses.replace(self._told, moment_s=time.perf_counter())
+
+    def edge(self) -> Mark:
+        """Counts as of the last end of a step."""
+        with self._lock:
+            is_over = not self._open or time.perf_counter() - self._told.moment_s > _QUIET_S
+            return self._told if is_over else self._edge
+
+    def forget(self) -> None:
+        """What was in flight was cancelled."""
+        with self._lock:
+            self._open.clear()
+            self._live.clear()
+            self.idle.set()
+
+    def first_token(self, request_id: int, token_id: int) -> None:
+        del token_id
+        with self._lock:
+            self._hear()
+            self._begin(request_id)
+            self._tell()
+
+    def progress(self, num_tokens: int) -> None:
+        with self._lock:
+            self._hear()
+            self._made += num_tokens
+            self._steps += num_tokens / max(1, self._step_live)
+            self._tell()
+
+    def done(self, completion: Completion) -> None:
+        self.done_all((completion,))
+
+    def done_all(self, completions: Sequence[Completion]) -> None:
+        with self._lock:
+            self._hear()
+            known = [one for one in completions if one.request_id in self._open]
+            for one in known:
+                self._begin(one.request_id)
+            for one in known:
+                self._live.discard(one.request_id)
+                del self._open[one.request_id]
+                self.output_lens[self._own_ids.pop(one.request_id)] = len(one.token_ids)
+            self.answered += len(known)
+            self.num_tokens += sum(len(one.token_ids) for one in known)
+            self._tell()
+            self.last_s = self._told.moment_s
+            count = len(known) if self.replaces else 0
+            if not self._open and not count:
+                self.idle.set()
+        if count:
+            self.send_next(count)
+
+    def failed(self, request_id: int, error: PacelineError) -> None:
+        del request_id
+        self.error = error
+        self.replaces = False
+        self.idle.set()
+
+    def _hear(self) -> None:
+        """Something is told. The lock is held."""
+        if time.perf_counter() - self._told.moment_s > _QUIET_S:
+            self._edge, self._step_live = self._told, len(self._live)
+
+    def _tell(self) -> None:
+        """It was told. The lock is held."""
+        self._told = Mark(time.perf_counter(), self._made, self._begun_tokens, self._steps)
+
+    def _begin(self, request_id: int) -> None:
+        """A sequence lives. The lock is held."""
+        if request_id in self._open and request_id not in self._live:
+            self._live.add(request_id)
+            self._step_live = max(self._step_live, len(self._live))
+            if len(self._live) > self.most_live:
+                self.most_live, self.rose_s = len(self._live), time.perf_counter()
+            self._begun_tokens += self._open[request_id]
