@@ -92,6 +92,14 @@ def test_a_file_cut_short_anywhere_is_not_readable(copy: Path, cut: int) -> None
     assert "readable" in failed(copy)
 
 
+def test_nothing_passes_for_tensors_that_were_not_read(copy: Path) -> None:
+    path = copy / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:5000])
+    found = failed(copy)
+    assert {"readable", "names", "shapes", "dtypes", "finite"} <= set(found)
+    assert found["finite"] == "no tensor could be read"
+
+
 def test_bytes_too_many_are_found(copy: Path) -> None:
     path = copy / "model.safetensors"
     path.write_bytes(path.read_bytes() + b"\0")

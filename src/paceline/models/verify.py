@@ -35,6 +35,7 @@ __all__ = [
 ]
 
 MANIFEST = "SHA256SUMS"
+_NONE_READ = "no tensor could be read"
 _SHOWN = 5
 _ALGORITHMS = {32: "md5", 64: "sha256"}
 
@@ -186,10 +187,13 @@ def _compared(
             shapes.append(f"{name} is {list(tensor.shape)}, not {list(wanted.shapes[-1])}")
         if tensor.dtype not in wanted.dtypes:
             dtypes.append(f"{name} is {tensor.dtype}, not {' or '.join(wanted.dtypes)}")
+    if not tensors:
+        shapes, dtypes = [_NONE_READ], [_NONE_READ]
+    of_read = f"{len(expected) - len(lost)} as config.json asks"
     return [
         _finding("names", lost + extra, f"{len(expected)} as config.json asks"),
-        _finding("shapes", shapes, "as config.json asks"),
-        _finding("dtypes", dtypes, "as config.json asks"),
+        _finding("shapes", shapes, of_read),
+        _finding("dtypes", dtypes, of_read),
     ]
 
 
@@ -199,7 +203,9 @@ def _finite(tensors: Mapping[str, tuple[Path, StoredTensor]], progress: Progress
         progress(done, len(tensors), f"reading {path.name}")
         if count := bad_values(path, tensor):
             bad.append(f"{name} has {count} values that are NaN or infinite")
-    return _finding("finite", bad, "no NaN, no infinity")
+    if not tensors:
+        bad = [_NONE_READ]
+    return _finding("finite", bad, f"no NaN, no infinity in {len(tensors)} tensors")
 
 
 def _hashes(folder: Path, hashes: Mapping[str, str], progress: Progress) -> ModelFinding:
