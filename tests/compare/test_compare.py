@@ -19,7 +19,7 @@ from paceline.compare import compare_answers, open_side
 from paceline.compare.answers import first_difference
 from paceline.compare.lens import compare_logits
 from paceline.config import demo_dataset, embedded_model
-from paceline.errors import InputError, RunDirError
+from paceline.errors import DataError, InputError, RunDirError
 from paceline.quantize import QuantizeOptions, quantize
 
 
@@ -124,6 +124,21 @@ def test_runs_of_other_samples_are_not_compared(runs: dict[str, Path], tmp_path:
 
 
 @pytest.mark.slow
+def test_the_demos_dataset_is_found_where_another_install_had_it(
+    runs: dict[str, Path], tmp_path: Path
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(runs["whole"], copy)
+    manifest = json.loads((copy / "manifest.json").read_text())
+    manifest["config"]["data_path"] = "/another/venv/demo_samples.parquet"
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    assert open_side(copy).references == open_side(runs["whole"]).references
+    manifest["dataset"]["sha256"] = "0" * 64
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(DataError, match="another/venv/demo_samples.parquet, the dataset that"):
+        open_side(copy)
+
+
 def test_the_verb_prints_a_table_and_writes_a_picture(
     paceline: Paceline, runs: dict[str, Path], tmp_path: Path
 ) -> None:

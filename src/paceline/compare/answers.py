@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from paceline.config import RunConfig
-from paceline.errors import InputError, RunDirError
+from paceline.config import RunConfig, demo_dataset
+from paceline.errors import DataError, InputError, RunDirError
 from paceline.mlperf import dataset, rules
 from paceline.mlperf.accuracy_log import read_accuracy
 from paceline.mlperf.rouge import METRICS, rouge_scores
@@ -65,12 +65,7 @@ def open_side(path: Path) -> Side:
             f"{path} has no finished accuracy test.", hint="paceline run --mode accuracy --out DIR"
         )
     config = RunConfig.from_json(manifest["config"])
-    loaded = dataset.load_dataset(config.data_path, trust_pickle=config.trust_pickle)
-    if loaded.sha256 != manifest["dataset"]["sha256"]:
-        raise RunDirError(
-            f"{config.data_path} is not the dataset that {path} ran with.",
-            hint="run again, or put the dataset back",
-        )
+    loaded = _dataset_of(path, config, manifest["dataset"]["sha256"])
     rows = rules.sample_rows(loaded.num_samples, config.num_samples)
     log = read_accuracy(path / "accuracy" / "mlperf_log_accuracy.json")
     found = {int(log.qsl_idx[i]): log.tokens[i] for i in range(len(log.qsl_idx))}
@@ -85,6 +80,22 @@ def open_side(path: Path) -> Side:
         prompts=[loaded.prompts[row] for row in rows],
         references=[loaded.references[row] for row in rows],
         answers=[found[index] for index in range(len(rows))],
+    )
+
+
+def _dataset_of(path: Path, config: RunConfig, sha256: str) -> dataset.Dataset:
+    """The dataset of a run: where it was then, or the demo's, which every paceline has."""
+    place = config.data_path if config.data_path.is_file() else demo_dataset()
+    loaded = dataset.load_dataset(place, trust_pickle=config.trust_pickle)
+    if loaded.sha256 == sha256:
+        return loaded
+    if place != config.data_path:
+        raise DataError(
+            f"{config.data_path}, the dataset that {path} ran with, is gone.", hint="put it back"
+        )
+    raise RunDirError(
+        f"{config.data_path} is not the dataset that {path} ran with.",
+        hint="run again, or put the dataset back",
     )
 
 
