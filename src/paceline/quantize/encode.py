@@ -19,6 +19,7 @@ Shape letters (this file)
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -119,7 +120,7 @@ class Grid:
         importance_GL: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         """The better of two scales for each group, and its error."""
-        rounded = self.values(self.codes(value_GL, candidate), candidate)
+        _, rounded = self.nearest(value_GL, candidate)
         square = (rounded - value_GL).square()
         error = (square if importance_GL is None else square * importance_GL).sum(dim=-1)
         is_better = error < least
@@ -149,15 +150,30 @@ class Grid:
 
     def codes(self, value: Tensor, stored: Tensor) -> Tensor:
         """Codes of (..., L) values with scales (...)."""
-        scale = self.effective(stored)[..., None]
-        codes = round_codes(value / scale, self.kind)
+        return self.nearest(value, stored)[0]
+
+    def nearest(self, value: Tensor, stored: Tensor) -> tuple[Tensor, Tensor]:
+        """Codes of (..., L) values with scales (...), and the values that they stand for."""
+        if self.name == "w4a8":
+            return _from_table(value, *self._table(stored))
+        codes = round_codes(value / self.effective(stored)[..., None], self.kind)
+        return codes, self.values(codes, stored)
+
+    def by_column(self, scale_NG: Tensor) -> Callable[[Tensor, int], tuple[Tensor, Tensor]]:
+        """`nearest` for one column (N, 1) of a group at a time, with what can be known before."""
+        stored_GN = scale_NG.t().contiguous()
         if self.name != "w4a8":
-            return codes
-        # The number of a code may have moved away from the value, and its neighbour's be nearer.
-        off = value - self.values(codes, stored)
-        others = (codes.to(torch.int8) + off.sign().to(torch.int8)).clamp(0, 15).to(torch.uint8)
-        is_nearer = (value - self.values(others, stored)).abs() < off.abs()
-        return torch.where(is_nearer, others, codes)
+            return lambda column_N1, group: self.nearest(column_N1, stored_GN[group])
+        levels_GN16, bounds_GN15 = self._table(stored_GN)
+        return lambda column_N1, group: _from_table(
+            column_N1, levels_GN16[group], bounds_GN15[group]
+        )
+
+    def _table(self, stored: Tensor) -> tuple[Tensor, Tensor]:
+        """The values of all sixteen codes for scales (...), and what lies halfway between."""
+        code = torch.arange(16, dtype=torch.uint8, device=stored.device)
+        levels = self.values(code.expand(*stored.shape, 16), stored)
+        return levels, (levels[..., 1:] + levels[..., :-1]) / 2
 
     def values(self, codes: Tensor, stored: Tensor) -> Tensor:
         """The float32 values of (..., L) codes with scales (...)."""
@@ -198,6 +214,12 @@ class Grid:
             "weight_scale": scale_NG,
             "weight_global_scale": torch.tensor([self.global_scale], dtype=torch.float32),
         }
+
+
+def _from_table(value: Tensor, levels: Tensor, bounds: Tensor) -> tuple[Tensor, Tensor]:
+    """Codes of the nearest of sixteen levels in order, and those levels."""
+    codes = torch.searchsorted(bounds, value.contiguous())
+    return codes.to(torch.uint8), levels.gather(-1, codes)
 
 
 def int4_words(packed: Tensor) -> Tensor:

@@ -78,18 +78,18 @@ def gptq(
     cost_K[order_K] = upper_KK.diagonal().square().reciprocal()
     value_NGL = weight_NK.view(num_rows, -1, grid.group_len)
     scale_NG = grid.scales(value_NGL, cost_K.view(-1, grid.group_len))
-    group_of_K = order_K // grid.group_len
+    group_of_K = (order_K // grid.group_len).tolist()
+    nearest = grid.by_column(scale_NG)
     rest_NK = weight_NK[:, order_K]
     codes_NK = torch.empty_like(rest_NK, dtype=torch.uint8)
     for start in range(0, width, _BLOCK):
         stop = min(start + _BLOCK, width)
         errors_NB = torch.zeros_like(rest_NK[:, start:stop])
-        scale_NB = scale_NG[:, group_of_K[start:stop]]
         for k in range(start, stop):
-            column, scale_N = rest_NK[:, k : k + 1], scale_NB[:, k - start]
-            codes = grid.codes(column, scale_N)
+            column = rest_NK[:, k : k + 1]
+            codes, values = nearest(column, group_of_K[k])
             codes_NK[:, k] = codes[:, 0]
-            error = (column - grid.values(codes, scale_N)) / upper_KK[k, k]
+            error = (column - values) / upper_KK[k, k]
             rest_NK[:, k:stop] -= error * upper_KK[k, k:stop]
             errors_NB[:, k - start] = error[:, 0]
         rest_NK[:, stop:] -= errors_NB @ upper_KK[start:stop, stop:]
