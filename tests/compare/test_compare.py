@@ -135,7 +135,7 @@ def test_the_demos_dataset_is_found_where_another_install_had_it(
     assert open_side(copy).references == open_side(runs["whole"]).references
     manifest["dataset"]["sha256"] = "0" * 64
     (copy / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(DataError, match="another/venv/demo_samples.parquet, the dataset that"):
+    with pytest.raises(DataError, match=r"another/venv/demo_samples\.parquet, the dataset that"):
         open_side(copy)
 
 
