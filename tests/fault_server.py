@@ -107,8 +107,8 @@ class FaultServer:
         self.calls: list[Call] = []
         self.times: list[float] = []
         self.most_open = self.open = self.connections = 0
-        self._gets = {"/v1/models": {"data": [{"id": "m", "owned_by": "vllm"} | (card or {})]}}
-        self._gets |= gets or {}
+        self.gets = {"/v1/models": {"data": [{"id": "m", "owned_by": "vllm"} | (card or {})]}}
+        self.gets |= gets or {}
         self._port = 0
         self._tls: ssl.SSLContext | None = None
         if tls is not None:
@@ -173,7 +173,7 @@ class FaultServer:
                 headers = {name.lower(): value.strip() for name, value in pairs}
                 body = await reader.readexactly(int(headers.get("content-length", 0)))
                 if method == "GET":
-                    found = self._gets.get(path)
+                    found = self.gets.get(path)
                     _send(writer, Reply(found or {}, status=200 if found else 404))
                 else:
                     await self._post(writer, Call(0, path, json.loads(body), headers))

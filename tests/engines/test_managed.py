@@ -17,7 +17,8 @@ import pytest
 
 from paceline.config import embedded_model
 from paceline.engines import Completion, EngineContext, Request
-from paceline.engines.managed import ManagedConfig, ManagedEngine, plan_servers
+from paceline.engines.managed import ManagedConfig, ManagedEngine
+from paceline.engines.managed_plan import plan_servers
 from paceline.errors import EnvironmentProblem, InputError, PacelineError
 
 

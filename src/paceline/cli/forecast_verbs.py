@@ -64,7 +64,15 @@ def _print(found: Mapping[str, Any]) -> None:
                 f"{speed['samples_per_second']:,.4g} samples/s   {speed['how']}"
             ),
         ),
-        ("  model load", f"{found['load_s']:,.1f} s, for each test"),
+        (
+            "  model load",
+            f"{found['load_s']:,.1f} s, "
+            + (
+                "once for all tests"
+                if found["num_loads"] < len(found["tests"])
+                else "for each test"
+            ),
+        ),
     ]
     rows += [
         (

@@ -136,6 +136,8 @@ def _figures(view: View) -> list[tuple[str, Text]]:
         )
     if view.kv_used_fraction is not None:
         rows.append(("KV cache", Text(f"{view.kv_used_fraction:.1%} used")))
+    elif view.live_sequences is not None:
+        rows.append(("KV cache", Text("unknown")))
     if view.preemptions is not None:
         rows.append(("preemptions", Text(f"{view.preemptions:,}")))
     for name, value in (view.latencies_ms or {}).items():

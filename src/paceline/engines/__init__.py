@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -38,12 +38,14 @@ from paceline.errors import InputError, PacelineError
 
 __all__ = [
     "ENGINES",
+    "HOSTS",
     "NETWORK_ENGINES",
     "CancellingEngine",
     "Completion",
     "CountingEngine",
     "Engine",
     "EngineContext",
+    "EngineHost",
     "EngineState",
     "NetworkEngine",
     "ObservableEngine",
@@ -56,7 +58,9 @@ __all__ = [
     "TextCodec",
     "TokenIds",
     "config_class",
+    "kept_path",
     "load",
+    "load_host",
 ]
 
 TokenIds = npt.NDArray[np.int32]
@@ -168,6 +172,8 @@ class Part:
 
     name: str
     live_sequences: int
+    waiting_sequences: int | None = None
+    kv_used_fraction: float | None = None
     tokens: int | None = None
     answered: int | None = None
     is_up: bool = True
@@ -177,22 +183,28 @@ class Part:
 class EngineState:
     """An engine at a moment; None for what it does not know.
 
-    `live_sequences` are under way, `waiting_sequences` have no place yet. `kv_used_fraction` is of
-    the whole KV cache, `preemptions` are counted since the start, or since counting began anew.
+    `live_sequences` are under way, `waiting_sequences` have no place yet; `queued_at_servers` are
+    those of them that lie in the queues of servers. `kv_used_fraction` is of the whole KV cache,
+    `preemptions` are counted since the start, or since counting began anew.
     """
 
     live_sequences: int | None = None
     waiting_sequences: int | None = None
+    queued_at_servers: int | None = None
     kv_used_fraction: float | None = None
     preemptions: int | None = None
     parts: tuple[Part, ...] = ()
 
+    @property
+    def taken_on(self) -> int | None:
+        """Sequences that are under way or on the way: live, or in a server's own queue."""
+        live = self.live_sequences
+        return None if live is None else live + (self.queued_at_servers or 0)
+
     def as_json(self) -> dict[str, Any]:
         """Plain values of what is known, for a line of a run's timeline."""
-        facts = {
-            name: getattr(self, name)
-            for name in ("live_sequences", "waiting_sequences", "kv_used_fraction", "preemptions")
-        }
+        names = ("live_sequences", "waiting_sequences", "queued_at_servers")
+        facts = {name: getattr(self, name) for name in (*names, "kv_used_fraction", "preemptions")}
         known: dict[str, Any] = {name: value for name, value in facts.items() if value is not None}
         if len(self.parts) > 1:
             known["parts"] = [
@@ -248,7 +260,8 @@ class EngineContext:
     what the engine is doing while it starts and how far it is (0 to 1, None when unknown).
     `streaming` says that the first token of each request is wanted the moment it exists.
     `longest_prompt_len` is 0 when unknown. `codec` loads the run's tokenizer, None when the run
-    has none.
+    has none. `kept` is the file in which an EngineHost says what it keeps for the run's tests;
+    None: the engine starts all that it needs.
     """
 
     model: Path | None
@@ -260,6 +273,20 @@ class EngineContext:
     streaming: bool = False
     longest_prompt_len: int = 0
     codec: Callable[[], TextCodec] | None = None
+    kept: Path | None = None
+
+
+class EngineHost(Protocol):
+    """What an engine keeps from one test of a run to the next, in the process that starts them."""
+
+    def ready(self, test: str, config: Any, context: EngineContext) -> None:
+        """Have it ready for a test of these settings; `context.kept` tells the engine of it."""
+
+    def ended(self, facts: Mapping[str, Any]) -> dict[str, Any]:
+        """A test is over: what its engine said of itself, completed."""
+
+    def close(self) -> None:
+        """Keep nothing any more; safe to call twice."""
 
 
 ENGINES: dict[str, tuple[str, str, str]] = {
@@ -270,6 +297,9 @@ ENGINES: dict[str, tuple[str, str, str]] = {
     "reference": ("paceline.engines.reference", "ReferenceEngine", "ReferenceConfig"),
     "replicas": ("paceline.engines.replicas", "ReplicasEngine", "ReplicasConfig"),
 }
+
+# Engines that keep something between the tests of a run.
+HOSTS: dict[str, tuple[str, str]] = {"managed": ("paceline.engines.managed_host", "ManagedHost")}
 
 # Engines whose model runs on other hosts: what a run of the network division may use. Such an
 # engine is a NetworkEngine.
@@ -296,3 +326,19 @@ def load(name: str) -> Callable[[Any, EngineContext], Engine]:
     """The engine's class; call it with its config and a context. Raises InputError."""
     module, engine, _ = _entry(name)
     return getattr(importlib.import_module(module), engine)  # type: ignore[no-any-return]
+
+
+def load_host(name: str, *, cwd: Path, note: Callable[[str], None]) -> EngineHost | None:
+    """A host for the engine's tests, None for an engine that keeps nothing.
+
+    What it starts runs in `cwd`; `note` hears what a reader of the run should know, a line each.
+    """
+    if name not in HOSTS:
+        return None
+    module, host = HOSTS[name]
+    return getattr(importlib.import_module(module), host)(cwd=cwd, note=note)  # type: ignore[no-any-return]
+
+
+def kept_path(name: str, log_dir: Path) -> Path | None:
+    """Where the host of a run's engine says what it keeps; None for one that keeps nothing."""
+    return log_dir / "kept.json" if name in HOSTS else None

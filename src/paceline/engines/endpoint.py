@@ -8,6 +8,7 @@
     endpoint_answer      the contract that an answer must hold
     endpoint_dispatch    which server answers which request; retries
     endpoint_state       requests and servers while they are under way
+    endpoint_metrics     what servers say of their queues and caches meanwhile
     endpoint_preflight   what is checked before the clock starts
     endpoint_notes       what a reader of the verdict should know
 
@@ -34,6 +35,7 @@ from paceline.errors import EngineError, MissingExtraError
 
 if TYPE_CHECKING:
     from paceline.engines.endpoint_dispatch import Dispatcher
+    from paceline.engines.endpoint_metrics import MetricsWatch
     from paceline.engines.endpoint_server import RemoteServer
 
 __all__ = ["EndpointConfig", "EndpointEngine"]
@@ -62,6 +64,8 @@ class EndpointEngine:
         self._checks: list[dict[str, Any]] = []
         self._dispatcher: Dispatcher | None = None
         self._states: list[Any] = []
+        self._watches: list[MetricsWatch] = []
+        self._watching: list[asyncio.Task[None]] = []
         self._began: tuple[float, float] | None = None
         self._ended: tuple[float, float] | None = None
 
@@ -117,8 +121,10 @@ class EndpointEngine:
     def describe(self) -> dict[str, Any]:
         identities = [server.identity for server in self._servers]
         states = [state.facts() for state in self._states]
-        for state, server in zip(states, self._servers, strict=True):
+        rows = zip(states, self._servers, self._watches, strict=True)
+        for state, server, watch in rows:
             state |= {
+                "metrics": watch.facts(),
                 "kind": server.identity.kind,
                 "version": server.identity.version,
                 "dialect": server.dialect.name,
@@ -148,7 +154,12 @@ class EndpointEngine:
             loop.call_soon_threadsafe(dispatcher.give_up, error)
 
     def state(self) -> EngineState:
-        return EngineState() if self._dispatcher is None else self._dispatcher.state()
+        """What is in flight and waits here, and what the servers say of themselves."""
+        if self._dispatcher is None:
+            return EngineState()
+        from paceline.engines.endpoint_metrics import with_gauges
+
+        return with_gauges(self._dispatcher.state(), [watch.now() for watch in self._watches])
 
     def server_names(self) -> list[str]:
         """What each server says it is, asked now. Raises EngineError when one does not answer."""
@@ -235,9 +246,12 @@ class EndpointEngine:
 
     def _make_dispatcher(self) -> None:
         from paceline.engines.endpoint_dispatch import Dispatcher
+        from paceline.engines.endpoint_metrics import MetricsWatch
         from paceline.engines.endpoint_state import Policy, Server
 
-        config = self._config
+        config, loop = self._config, asyncio.get_running_loop()
+        self._watches = [MetricsWatch(server.client) for server in self._servers]
+        self._watching = [loop.create_task(watch.run()) for watch in self._watches]
         self._states = [
             Server(
                 name=server.client.name,
@@ -275,6 +289,9 @@ class EndpointEngine:
                 self._idle.notify_all()
 
     async def _stop(self) -> None:
+        for task in self._watching:
+            task.cancel()
+        await asyncio.gather(*self._watching, return_exceptions=True)
         if self._dispatcher is not None:
             await self._dispatcher.close()
         if self._session is not None:

@@ -3,71 +3,52 @@
     engine.name = "managed", engine.managed.preset = "vllm"
 
 One server for each GPU, or for each group of tensor_parallel x pipeline_parallel GPUs; all start
-together, each sees its own GPUs only, and all end with the run. `server_presets` has the kinds,
-`servers` the processes, `endpoint` the requests.
+together, each sees its own GPUs only, and all end with the run. The tests of one run share them
+(`managed_host`); an engine that is of no run starts its own. `server_presets` has the kinds,
+`managed_plan` their command lines, `servers` the processes, `endpoint` the requests.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
-import logging
-import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from paceline.engines import EngineContext, EngineState, Request, Sink
 from paceline.engines.endpoint import EndpointConfig, EndpointEngine
-from paceline.engines.managed_settings import ManagedConfig, variables
-from paceline.engines.server_gpus import VISIBILITY, Gpu, gpu_groups, visible_gpus
-from paceline.engines.server_plan import Preset, ServerPlan, merged, write_config
-from paceline.engines.server_presets import PRESETS
-from paceline.engines.server_process import ServerCommand, free_ports
-from paceline.engines.servers import ServerGroup
-from paceline.errors import CheckpointError, EngineError, EnvironmentProblem, InputError
+from paceline.engines.managed_host import KeptServers, ManagedHost
+from paceline.engines.managed_settings import ManagedConfig
+from paceline.errors import EngineError
 
-__all__ = ["ManagedConfig", "ManagedEngine", "plan_servers"]
-
-log = logging.getLogger(__name__)
-
-_AUTO = "auto"
-_DEFAULT_THREADS = 1
+__all__ = ["ManagedConfig", "ManagedEngine"]
 
 
 class ManagedEngine:
-    """A ServerGroup and an EndpointEngine that live together."""
+    """Servers, the run's or its own, and an EndpointEngine that live together."""
 
     def __init__(self, config: ManagedConfig, context: EngineContext) -> None:
         self._config = config
         self._context = context
-        self._group: ServerGroup | None = None
+        self._host: ManagedHost | None = None
+        self._kept: KeptServers | None = None
         self._endpoint: EndpointEngine | None = None
-        self._overridden: dict[str, str] = {}
 
     def start(self) -> None:
-        config, context = self._config, self._context
-        plans, commands, self._overridden = plan_servers(config, context)
-        for ours, theirs in self._overridden.items():
-            log.warning("%s of the preset gives way to extra_args' %s", ours, theirs)
-            context.report(f"{ours} of the preset gives way to {theirs}", None)
-        self._group = ServerGroup(
-            commands,
-            log_dir=context.log_dir,
-            report=context.report,
-            start_timeout_s=config.start_timeout_s,
-            stop_timeout_s=config.stop_timeout_s,
-            restarts=config.restarts,
-            on_lost=self._give_up,
-        )
         try:
-            urls = self._group.start()
-            self._endpoint = EndpointEngine(_endpoint_config(config, plans[0], urls), context)
-            self._endpoint.start()
+            endpoint = EndpointEngine(self._find_servers(), self._context)
+            self._endpoint = endpoint
+            endpoint.start()
         except BaseException:
             self.close()
             raise
+
+    def _find_servers(self) -> EndpointConfig:
+        if self._context.kept is not None:
+            self._kept = KeptServers(self._context.kept, on_lost=self._give_up)
+            return self._kept.endpoint
+        self._host = ManagedHost(cwd=Path.cwd(), on_lost=self._give_up)
+        return self._host.start(self._config, self._context)
 
     def set_streaming(self, wanted: bool | None) -> None:
         assert self._endpoint is not None
@@ -97,186 +78,17 @@ class ManagedEngine:
             )
 
     def close(self) -> None:
-        endpoint, group = self._endpoint, self._group
-        self._endpoint = None
         with contextlib.ExitStack() as stack:
-            if group is not None:
-                stack.callback(group.close)
-            if endpoint is not None:
-                endpoint.close()
+            for one in (self._host, self._kept, self._endpoint):
+                if one is not None:
+                    stack.callback(one.close)
+        self._endpoint = None
 
     def state(self) -> EngineState:
         return EngineState() if self._endpoint is None else self._endpoint.state()
 
     def describe(self) -> dict[str, Any]:
+        """What the servers are; of those that a run keeps, its host knows the rest."""
         assert self._endpoint is not None
-        assert self._group is not None
         facts = self._endpoint.describe()
-        failures = self._group.failures()
-        notes = [
-            f"Preset {self._config.preset}: {ours} gave way to {theirs}."
-            for ours, theirs in self._overridden.items()
-        ]
-        notes += [
-            _told(process, failures[process["name"]])
-            for process in self._group.describe()
-            if process["name"] in failures
-        ]
-        return facts | {
-            "preset": self._config.preset,
-            "processes": self._group.describe(),
-            "overridden": self._overridden,
-            "notes": [*notes, *facts.get("notes", [])],
-        }
-
-
-def plan_servers(
-    config: ManagedConfig, context: EngineContext
-) -> tuple[list[ServerPlan], list[ServerCommand], dict[str, str]]:
-    """The servers of a config on this machine, and which flags of the preset gave way.
-
-    Raises InputError or EnvironmentProblem when they cannot be started as asked.
-    """
-    preset, model = PRESETS[config.preset], context.model
-    if model is None:
-        raise CheckpointError("The managed engine needs a model.", hint="--model PATH")
-    executable = _executable(config, preset)
-    groups = _groups(config, preset)
-    ports = free_ports(len(groups))
-    cores = os.cpu_count() or _DEFAULT_THREADS
-    plans, commands = [], []
-    overridden: dict[str, str] = {}
-    for index, (group, port) in enumerate(zip(groups, ports, strict=True)):
-        num_seqs, step_tokens = _budget(config, preset, group)
-        plan = ServerPlan(
-            model=model,
-            model_name=model.stem if model.is_file() else model.name,
-            executable=executable,
-            port=port,
-            tensor_parallel=config.tensor_parallel,
-            pipeline_parallel=config.pipeline_parallel,
-            quantization=_quantization(config, preset, model),
-            kv_dtype="fp8" if preset.vendor or config.kv_dtype == "fp8" else _AUTO,
-            max_num_seqs=num_seqs,
-            max_step_tokens=step_tokens,
-            max_model_len=config.max_model_len,
-            memory_fraction=config.memory_fraction or preset.memory_fraction,
-            num_threads=max(1, cores // len(groups)),
-            config_path=context.log_dir / f"server-{index}.yaml",
-        )
-        write_config(preset, plan)
-        words, overridden = merged(preset, preset.flags(plan), config.extra_args)
-        plans.append(plan)
-        commands.append(
-            ServerCommand(
-                name=f"server-{index}",
-                argv=(executable, *preset.head(plan), *words),
-                port=port,
-                health_path=preset.health_path,
-                environment=_environment(config, preset, group),
-                version_argv=preset.version_words and (executable, *preset.version_words),
-                version_pattern=preset.version_pattern,
-            )
-        )
-    return plans, commands, overridden
-
-
-def _executable(config: ManagedConfig, preset: Preset) -> str:
-    name = config.executable or preset.executable
-    found = shutil.which(name)
-    if found is None:
-        raise EnvironmentProblem(
-            f"Preset {config.preset} starts '{name}', which is not on PATH.",
-            hint=f"install it, or --set engine.managed.executable=PATH to {Path(name).name}",
-        )
-    return found
-
-
-def _groups(config: ManagedConfig, preset: Preset) -> list[tuple[Gpu, ...]]:
-    """The GPUs of each server; empty for one without."""
-    size = config.tensor_parallel * config.pipeline_parallel
-    if preset.vendor is None:
-        if size > 1:
-            raise InputError(
-                f"Preset {config.preset} takes no tensor_parallel or pipeline_parallel.",
-                hint="say it in engine.managed.extra_args, in the server's own words",
-            )
-        named = tuple(Gpu(name, 0.0) for name in config.gpus)
-        return [named] * (config.servers or 1)
-    present = visible_gpus(preset.vendor)
-    if config.gpus:
-        by_name = {gpu.name: gpu for gpu in present}
-        missing = [name for name in config.gpus if name not in by_name]
-        if missing:
-            raise InputError(
-                f"engine.managed.gpus names {', '.join(missing)}; visible are "
-                f"{', '.join(by_name)}.",
-                hint="--set engine.managed.gpus=... with GPUs of this list",
-            )
-        present = [by_name[name] for name in config.gpus]
-    return gpu_groups(present, size)
-
-
-def _budget(config: ManagedConfig, preset: Preset, group: Sequence[Gpu]) -> tuple[int, int]:
-    """Sequences and tokens of a step: as asked, else by the memory of the group."""
-    memory_gib = sum(gpu.memory_gib for gpu in group)
-    _, num_seqs, step_tokens = next(row for row in preset.budgets if memory_gib >= row[0])
-    return config.max_num_seqs or num_seqs, config.max_step_tokens or step_tokens
-
-
-def _quantization(config: ManagedConfig, preset: Preset, model: Path) -> str:
-    if config.quantization == "none" or preset.vendor is None:
-        return "none"
-    is_quantized = _is_quantized(model)
-    if config.quantization == _AUTO and is_quantized:
-        return "none"
-    if not preset.can_quantize:
-        raise InputError(
-            f"{model} is not quantised, and {preset.executable} does not quantise as it loads.",
-            hint="an FP8 checkpoint, or --set engine.managed.quantization=none",
-        )
-    return "fp8"
-
-
-def _is_quantized(model: Path) -> bool:
-    if (model / "hf_quant_config.json").is_file():  # NVIDIA Model Optimizer's
-        return True
-    try:
-        config = json.loads((model / "config.json").read_text())
-    except (OSError, ValueError):
-        return False
-    return isinstance(config, dict) and bool(config.get("quantization_config"))
-
-
-def _environment(config: ManagedConfig, preset: Preset, group: Sequence[Gpu]) -> dict[str, str]:
-    pinned = {}
-    if group:
-        variable = VISIBILITY[preset.vendor or "nvidia"]
-        pinned[variable] = ",".join(gpu.name for gpu in group)
-    return {**preset.environment, **variables(config.environment), **pinned}
-
-
-def _told(process: dict[str, Any], account: str) -> str:
-    """A server that died, in a line."""
-    state = "was not started again" if process["is_lost"] else "was started again"
-    times = f", {process['ended']} times" if process["ended"] > 1 else ""
-    return f"{account.splitlines()[0].partition(' Its last lines')[0]}{times}; it {state}."
-
-
-def _endpoint_config(
-    config: ManagedConfig, plan: ServerPlan, urls: tuple[str, ...]
-) -> EndpointConfig:
-    preset = PRESETS[config.preset]
-    is_fp8 = plan.quantization == "fp8"
-    return EndpointConfig(
-        urls=urls,
-        server=preset.kind,
-        concurrency=config.concurrency or plan.max_num_seqs * 5 // 4,
-        stream=config.stream,
-        dtype="fp8" if is_fp8 else "unknown",
-        retries=config.retries,
-        # A server that is started again loads its model first; the group says when none is left.
-        dead_timeout_s=config.start_timeout_s,
-        total_timeout_s=config.total_timeout_s,
-        preflight=config.preflight,
-    )
+        return facts if self._host is None else self._host.complete(facts)

@@ -192,7 +192,7 @@ class Probe:
         meter = self._meter
         engine: object = self._engine
         state = engine.state() if isinstance(engine, ObservableEngine) else None
-        under_way = None if state is None else state.live_sequences
+        under_way = None if state is None else state.taken_on
         if under_way and meter.num_live >= _FULL_PART * under_way:
             return True
         return meter.most_live > 0 and time.perf_counter() - meter.rose_s >= quiet_s

@@ -1,7 +1,8 @@
 """Command lines of the servers that paceline starts, tuned for MLPerf's Llama-2-70B Offline.
 
 Common to all: no prompt's cache is reused for another (the rules forbid it), sampling defaults
-that a checkpoint brings along are left out, weights and KV cache are FP8 on GPUs. `budgets` are
+that a checkpoint brings along are left out, weights and KV cache are FP8 on GPUs, and a server that
+can tells its queues and its cache's use at /metrics. `budgets` are
 sequences and tokens a step by the memory of a server's GPUs: what the submissions and the peer
 measurements that docs/servers.md names used.
 
@@ -48,7 +49,6 @@ def _vllm_flags(plan: ServerPlan) -> list[Flag]:
         # Left to the server with pipeline stages, where not every version takes it.
         ("--async-scheduling", None) if plan.pipeline_parallel == 1 else None,
         ("--generation-config", "vllm"),
-        ("--disable-log-stats", None),
         ("--uvicorn-log-level", "warning"),
     )
 
@@ -70,6 +70,7 @@ def _sglang_flags(plan: ServerPlan) -> list[Flag]:
         ("--disable-radix-cache", None),
         ("--schedule-policy", "fcfs"),
         ("--sampling-defaults", "openai"),
+        ("--enable-metrics", None),
         ("--log-level-http", "warning"),
     )
 
@@ -112,6 +113,7 @@ def _llamacpp_flags(plan: ServerPlan) -> list[Flag]:
         ("--batch-size", str(plan.max_step_tokens)),
         ("--threads", str(plan.num_threads)),
         ("--no-cache-prompt", None),
+        ("--metrics", None),
         ("--no-webui", None),
     ]
 
@@ -158,6 +160,7 @@ def _vllm(vendor: str, **more: Any) -> Preset:
         executable="vllm",
         head=lambda plan: ("serve", str(plan.model)),
         flags=_vllm_flags,
+        no_reuse="--no-enable-prefix-caching",
         version_words=("--version",),
         aliases={"tp": "tensor-parallel-size", "pp": "pipeline-parallel-size", "q": "quantization"},
         **more,
@@ -191,6 +194,7 @@ PRESETS: dict[str, Preset] = {
         executable=sys.executable,
         head=_always("-m", "sglang.launch_server"),
         flags=_sglang_flags,
+        no_reuse="--disable-radix-cache",
         version_words=_version_of("sglang"),
         budgets=_NVIDIA_BUDGETS,
         memory_fraction=0.9,
@@ -208,6 +212,7 @@ PRESETS: dict[str, Preset] = {
         head=lambda plan: (str(plan.model),),
         flags=_trtllm_flags,
         config=_trtllm_config,
+        no_reuse="--extra_llm_api_options",
         version_pattern=r"TensorRT.LLM version: (\S+)",
         budgets=_NVIDIA_BUDGETS,
         memory_fraction=0.9,
@@ -224,6 +229,7 @@ PRESETS: dict[str, Preset] = {
         executable="llama-server",
         head=_always(),
         flags=_llamacpp_flags,
+        no_reuse="--no-cache-prompt",
         version_words=("--version",),
         budgets=((0.0, 8, 2048),),
         can_quantize=False,

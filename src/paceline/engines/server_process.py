@@ -34,9 +34,9 @@ _NO_SECRET = re.compile(r"tokens|tokenizer|key-?file|token-id", re.IGNORECASE)
 class ServerCommand:
     """How one server is started and known to be ready.
 
-    `environment` is what is set beside what this process has. `health_path` answers 200 when the
-    server is ready. `version_argv` prints the version; where there is none, `version_pattern` is
-    looked for in the log.
+    `environment` is what is set beside what this process has, `cwd` the folder that it runs in,
+    None for this process's. `health_path` answers 200 when the server is ready. `version_argv`
+    prints the version; where there is none, `version_pattern` is looked for in the log.
     """
 
     name: str
@@ -44,6 +44,7 @@ class ServerCommand:
     port: int
     health_path: str = "/health"
     environment: Mapping[str, str] = field(default_factory=dict)
+    cwd: Path | None = None
     version_argv: tuple[str, ...] | None = None
     version_pattern: str | None = None
 
@@ -89,7 +90,8 @@ class ServerProcess:
         launcher = Path(__file__).with_name("server_launch.py")
         pipe_read, self._pipe = os.pipe()
         try:
-            # A run's later test starts servers of the same names: their logs follow on.
+            # Servers that are started again, or for another test, have the same names: their
+            # logs follow on.
             with log_path.open("ab") as output:
                 self._log_start = output.tell()
                 self.process = subprocess.Popen(
@@ -98,6 +100,7 @@ class ServerProcess:
                         *command.argv,
                     ],
                     env={**os.environ, **command.environment},
+                    cwd=command.cwd,
                     stdin=subprocess.DEVNULL,
                     stdout=output,
                     stderr=subprocess.STDOUT,

@@ -3,12 +3,14 @@
     group = ServerGroup(commands, log_dir=..., report=...)
     urls = group.start()      every server answers its health check, or EngineError
     group.failures()          servers that have died since
+    group.rest()              nobody watches them; what follows is another test
+    group.renew()             every server answers its health check again, or is started again
     group.close()             every process of every server has ended; safe to call twice
     group.describe()          command lines, versions, logs, exits, for the manifest
 
-A server that dies while it serves is started again at the same address, a stated number of times;
-when the last one is lost, the owner is told at once. This module knows no vendor: what is started
-is a ServerCommand, which `server_presets` makes; `server_process` runs it.
+A server that dies while it serves is started again at the same address, a stated number of times
+in each test; when the last one is lost, the owner is told at once. This module knows no vendor:
+what is started is a ServerCommand, which `server_presets` makes; `server_process` runs it.
 """
 
 from __future__ import annotations
@@ -42,6 +44,9 @@ _REPORT_EVERY_S = 5.0
 _LINES_SHOWN = 20
 # A server that dies of what it finds at its start should not do so ten times a second.
 _RESTART_AFTER_S = 1.0
+# A server that serves nobody answers its health check at once; one that is busy for a moment is
+# asked again.
+_HEALTH_TRIES, _HEALTH_AGAIN_S = 3, 1.0
 
 
 class ServerGroup:
@@ -57,8 +62,12 @@ class ServerGroup:
         stop_timeout_s: float = 20.0,
         restarts: int = 0,
         on_lost: Callable[[str], None] | None = None,
+        note: Callable[[str], None] = log.warning,
     ) -> None:
-        """`restarts` is for each server; `on_lost` hears, from a thread, that none is left."""
+        """`restarts` is for each server; `on_lost` hears, from a thread, that none is left.
+
+        `note` hears of each server that ended and of each that is started again, a line each.
+        """
         self._commands = commands
         self._log_dir = log_dir
         self._report = report
@@ -68,6 +77,7 @@ class ServerGroup:
         self._versions: dict[str, str] = {}
         self._restarts = restarts
         self._on_lost = on_lost
+        self._note = note
         self._exits: dict[str, int] = {}
         self._accounts: dict[str, list[str]] = {}
         # When a dead server is started again; one that is in neither has ended for good.
@@ -75,6 +85,7 @@ class ServerGroup:
         self._gone: set[str] = set()
         self._told = (-1, 0.0)
         self._closing = threading.Event()
+        self._resting = threading.Event()
         self._watcher: threading.Thread | None = None
 
     def start(self) -> tuple[str, ...]:
@@ -94,9 +105,57 @@ class ServerGroup:
         except BaseException:
             self.close()
             raise
+        self._begin_watch()
+        return tuple(server.command.url for server in self._servers)
+
+    def rest(self) -> None:
+        """Stop watching; a server that ends from now on is found by `renew`."""
+        self._resting.set()
+        if self._watcher is not None:
+            self._watcher.join()
+            self._watcher = None
+
+    def renew(self) -> list[str]:
+        """Make the servers fit for another test, after `rest`; their failures count anew.
+
+        One that has ended, or does not answer its health check, is started again at its address;
+        returned is why, a sentence each. Raises EngineError as `start` does.
+        """
+        for account in (self._exits, self._accounts, self._due_s, self._gone):
+            account.clear()
+        told: list[str] = []
+        try:
+            start_s = time.monotonic()
+            for index, server in enumerate(self._servers):
+                if (why := self._why_unfit(server)) is not None:
+                    self._note(f"{why}; it is started again")
+                    told.append(f"{why}; it was started again.")
+                    self._end([server])
+                    again = ServerProcess(server.command, server.log_path, self._stop_timeout_s)
+                    self._servers[index] = again
+            self._await_ready(start_s)
+        except BaseException:
+            self.close()
+            raise
+        self._begin_watch()
+        return told
+
+    def _why_unfit(self, server: ServerProcess) -> str | None:
+        name = server.command.name
+        for left in reversed(range(_HEALTH_TRIES)):
+            if (code := server.process.poll()) is not None:
+                return f"{name} had ended ({_how(code)})"
+            # One that is only just starting again is waited for.
+            if server.ready_s is None or server.is_healthy():
+                return None
+            if left:
+                time.sleep(_HEALTH_AGAIN_S)
+        return f"{name} did not answer its health check, {_HEALTH_TRIES} times"
+
+    def _begin_watch(self) -> None:
+        self._resting.clear()
         self._watcher = threading.Thread(target=self._watch, name="watch-servers", daemon=True)
         self._watcher.start()
-        return tuple(server.command.url for server in self._servers)
 
     def failures(self) -> dict[str, str]:
         """What each server that died left behind, each time, by name."""
@@ -105,14 +164,15 @@ class ServerGroup:
     def close(self) -> None:
         """End every server, all at once, and wait for it."""
         self._closing.set()
-        if self._watcher is not None:
-            self._watcher.join()
-            self._watcher = None
-        for server in self._servers:
+        self.rest()
+        self._end(self._servers)
+
+    def _end(self, servers: Sequence[ServerProcess]) -> None:
+        for server in servers:
             server.let_go()
         # The launcher waits as long for SIGTERM to work, then kills.
         deadline_s = time.monotonic() + self._stop_timeout_s + 15.0
-        for server in self._servers:
+        for server in servers:
             try:
                 server.process.wait(max(0.1, deadline_s - time.monotonic()))
             except subprocess.TimeoutExpired:
@@ -176,6 +236,7 @@ class ServerGroup:
         threads = [
             threading.Thread(target=self._poll, args=(server, start_s), daemon=True)
             for server in self._servers
+            if server.ready_s is None
         ]
         for thread in threads:
             thread.start()
@@ -222,7 +283,7 @@ class ServerGroup:
 
     def _watch(self) -> None:
         """Note servers that die while they should live, and start them again."""
-        while not self._closing.wait(_POLL_S):
+        while not self._resting.wait(_POLL_S):
             for index, server in enumerate(self._servers):
                 name = server.command.name
                 if name in self._gone:
@@ -244,7 +305,7 @@ class ServerGroup:
         self._exits[name] = code
         account = self._account(server)
         self._accounts.setdefault(name, []).append(account)
-        log.error("%s", account)
+        self._note(f"{account.partition(' Its last lines')[0]} See {server.log_path}")
         server.let_go()
         ended = len(self._accounts[name])
         if ended <= self._restarts:
@@ -259,11 +320,11 @@ class ServerGroup:
             server = ServerProcess(command, log_path, self._stop_timeout_s)
         except EngineError as error:
             self._accounts[command.name].append(error.message)
-            log.error("%s", error.message)
+            self._note(error.message)
             self._lose(command.name)
             return
         self._servers[index] = server
-        log.warning("%s is started again", command.name)
+        self._note(f"{command.name} is started again")
         threading.Thread(target=self._poll, args=(server, server.started_s), daemon=True).start()
 
     def _lose(self, name: str) -> None:
@@ -272,13 +333,16 @@ class ServerGroup:
             self._on_lost("\n".join(self.failures().values()))
 
     def _account(self, server: ServerProcess) -> str:
-        code = self._exits[server.command.name]
-        how = f"signal {code - 128}" if code > 128 else f"exit {code}"
+        how = _how(self._exits[server.command.name])
         when = "before it was ready" if server.ready_s is None else "while it served"
         return (
             f"{server.command.name} ended ({how}) {when}. Its last lines:\n"
             f"{_indented(server.last_lines(_LINES_SHOWN))}"
         )
+
+
+def _how(code: int) -> str:
+    return f"signal {code - 128}" if code > 128 else f"exit {code}"
 
 
 def _indented(lines: Sequence[str]) -> str:

@@ -5,6 +5,7 @@ preflight.py   the engine checked and measured before a run
 query_size.py  samples of an Offline query, and the rate that LoadGen is told
 survey.py      how long each test will take, from a minute with the engine
 trial.py       an engine measured in a process of its own; trial_child.py: that process
+hosting.py     what the engine keeps between the tests of a run
 process.py     the child process of a test, as its parent sees it
 child.py       the process of one LoadGen test
 loadgen.py     the only door to LoadGen

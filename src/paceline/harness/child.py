@@ -195,6 +195,7 @@ class Child:
             log_dir=self._run.path / "log",
             report=self._report,
             streaming=config.scenario != "Offline",
+            kept=engines.kept_path(config.engine, self._run.path / "log"),
         )
         self._engine = engines.load(config.engine)(config.engine_config, context)
         self._engine.start()

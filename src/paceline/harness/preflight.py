@@ -82,6 +82,7 @@ def context_of(
     log_dir: Path,
     report: Callable[[str, float | None], None],
     streaming: bool,
+    kept: Path | None = None,
 ) -> engines.EngineContext:
     """What the run's engine is told of the benchmark."""
     benchmark, path = rules.benchmark(config.benchmark), config.tokenizer_path
@@ -93,8 +94,9 @@ def context_of(
         log_dir=log_dir,
         report=report,
         streaming=streaming,
-        longest_prompt_len=max(len(prompt) for prompt in prompts),
+        longest_prompt_len=max((len(prompt) for prompt in prompts), default=0),
         codec=None if path is None else lambda: load_tokenizer(path),
+        kept=kept,
     )
 
 

@@ -21,6 +21,7 @@ from typing import Any
 from paceline.config import RANDOM_WEIGHTS, RunConfig, Setting
 from paceline.errors import InterruptedRun, PacelineError, RunDirError
 from paceline.harness import audit, final_rate, loadgen, process, provenance, verdict
+from paceline.harness.hosting import Hosting
 from paceline.harness.process import Observer
 from paceline.harness.vitals import Vitals
 from paceline.mlperf import dataset, rules
@@ -102,15 +103,21 @@ def _run_tests(
     vitals.watch(directory)
     for test in verdict.tests_of(config.mode):
         audit.remove(directory.test_dir(test))
+    hosting = Hosting(directory, cwd=Path(manifest["cwd"]), observer=vitals)
+
+    def finish(test: str) -> RunConfig:
+        return _finish_test(config, directory, manifest, test, vitals=vitals, hosting=hosting)
+
     try:
-        if config.find_qps is not None:
-            _finish_test(config, directory, manifest, "find_qps", vitals=vitals)
-            config = final_rate.settle(config, directory, manifest)
-        for test in verdict.tests_of(config.mode):
-            config = _finish_test(config, directory, manifest, test, vitals=vitals)
-            while test == "performance" and final_rate.is_too_high(config, directory, manifest):
-                config = final_rate.step_down(config, directory, manifest, observer=vitals)
-                _finish_test(config, directory, manifest, test, vitals=vitals)
+        with hosting:
+            if config.find_qps is not None:
+                finish("find_qps")
+                config = final_rate.settle(config, directory, manifest)
+            for test in verdict.tests_of(config.mode):
+                config = finish(test)
+                while test == "performance" and final_rate.is_too_high(config, directory, manifest):
+                    config = final_rate.step_down(config, directory, manifest, observer=vitals)
+                    finish(test)
         return _conclude(config, directory, manifest, vitals)
     except PacelineError as error:
         _leave_incomplete(config, directory, manifest | {"power": vitals.facts()}, error=error)
@@ -131,6 +138,7 @@ def _finish_test(
     test: str,
     *,
     vitals: Vitals,
+    hosting: Hosting,
 ) -> RunConfig:
     """Run a test, unless it has been run to its end before; the config as the test left it."""
     tests: dict[str, Any] = manifest["tests"]
@@ -138,7 +146,8 @@ def _finish_test(
         return config
     tests[test] = {"status": "RUNNING", "started": _now()}
     directory.write_manifest(manifest)
-    facts = _run_test(config, directory, test, cwd=manifest["cwd"], vitals=vitals)
+    cwd = manifest["cwd"]
+    facts = _run_test(config, directory, test, cwd=cwd, vitals=vitals, hosting=hosting)
     if "probe" in facts:  # the test was sized by a measurement of its own
         manifest["probe"] = facts.pop("probe") | {"said": facts.pop("sizing")}
         sized = dataclasses.replace(config.loadgen, target_qps=facts.pop("target_qps"))
@@ -206,14 +215,21 @@ def _leave_incomplete(
 
 
 def _run_test(
-    config: RunConfig, directory: RunDir, test: str, *, cwd: str, vitals: Vitals
+    config: RunConfig,
+    directory: RunDir,
+    test: str,
+    *,
+    cwd: str,
+    vitals: Vitals,
+    hosting: Hosting,
 ) -> dict[str, Any]:
     """Run one LoadGen test in a child process; returns its facts for the manifest."""
     folder = directory.make_test_dir(test, keep=_KEPT.get(test, ()))
     write_atomically(folder / "user.conf", loadgen.user_conf(config, test))
     vitals.begin_test(test, folder)
     try:
-        return process.run_child(directory, test, cwd=cwd, observer=vitals)
+        hosting.ready(config, test)
+        return hosting.ended(process.run_child(directory, test, cwd=cwd, observer=vitals))
     finally:
         audit.remove(folder)
 

@@ -63,10 +63,11 @@ def make_forecast(
         "engine": config.engine,
         "measured_for_s": surveyed["seconds"],
         "load_s": facts["load_s"],
+        "num_loads": _num_loads(facts, tests),
         "speed": speed,
         "pace": surveyed["pace"],
         "tests": tests,
-        "wall_s": _wall_s(config, facts["load_s"], tests),
+        "wall_s": _wall_s(config, facts, tests),
         "sizing": _sizing(config, speed, surveyed["sizing"]),
         "validity": _validity(config, tests, speed, is_sized="target_qps" in surveyed["sizing"]),
         "submission_shortfalls": list(config.shortfalls),
@@ -136,10 +137,19 @@ def _speed(tests: Mapping[str, Mapping[str, Any]], held: ProbeResult | None) -> 
     }
 
 
-def _wall_s(config: RunConfig, load_s: float, tests: Mapping[str, Mapping[str, Any]]) -> float:
-    """Each test loads the model for itself; the measurement that sizes the run comes on top."""
+def _num_loads(facts: Mapping[str, Any], tests: Mapping[str, Any]) -> int:
+    """Each test loads the model for itself, but for servers that all of them share."""
+    is_shared = "cannot_be_kept" in facts["engine"] and not facts["engine"]["cannot_be_kept"]
+    return min(1, len(tests)) if is_shared else len(tests)
+
+
+def _wall_s(
+    config: RunConfig, facts: Mapping[str, Any], tests: Mapping[str, Mapping[str, Any]]
+) -> float:
+    """The measurement that sizes the run comes on top."""
     is_sized = config.loadgen.probe_s if "performance" in tests else 0.0
-    return float(sum(load_s + test["seconds"] for test in tests.values()) + is_sized)
+    loads_s = facts["load_s"] * _num_loads(facts, tests)
+    return float(loads_s + sum(test["seconds"] for test in tests.values()) + is_sized)
 
 
 def _sizing(config: RunConfig, speed: Mapping[str, Any], said: str) -> dict[str, Any]:

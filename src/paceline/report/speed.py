@@ -266,6 +266,11 @@ def live_section(run: RunData) -> Section:
                         series=series,
                     )
                 )
+            elif names == (_KV,) and _is_unknown(rows):
+                section.missing.append(
+                    f"KV cache of the {test.name} test: unknown. The engine, or a server of it, "
+                    "does not tell it."
+                )
         section.tables += [*_copies(test), *_parts(test)]
     if not section.figures:
         section.missing.append(
@@ -273,6 +278,11 @@ def live_section(run: RunData) -> Section:
             "report them over time."
         )
     return section
+
+
+def _is_unknown(rows: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether an engine that tells its sequences tells nothing of its cache."""
+    return any(_LIVE[0] in row for row in rows) and not any(_KV in row for row in rows)
 
 
 def _column(

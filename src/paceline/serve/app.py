@@ -61,7 +61,9 @@ class _Pages:
     async def metrics(self, request: Request) -> Response:
         del request
         text = self._metrics.text(
-            in_flight=self._dispatcher.num_in_flight, queued=self._dispatcher.num_queued
+            in_flight=self._dispatcher.num_in_flight,
+            queued=self._dispatcher.num_queued,
+            state=self._dispatcher.engine_state(),
         )
         return PlainTextResponse(text, media_type="text/plain; version=0.0.4")
 

@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from paceline.engines import Completion, Engine, Request
+from paceline.engines import Completion, Engine, EngineState, ObservableEngine, Request
 from paceline.errors import PacelineError
 from paceline.serve.metrics import Metrics
 from paceline.serve.protocol import ApiError
@@ -76,6 +76,11 @@ class Dispatcher:
     @property
     def num_queued(self) -> int:
         return self._num_queued
+
+    def engine_state(self) -> EngineState | None:
+        """What the engine says of itself; None of one that cannot say."""
+        engine: object = self._engine
+        return engine.state() if isinstance(engine, ObservableEngine) else None
 
     def add(self, generations: Sequence[Generation]) -> None:
         """Queue the prompts of a request, all or none. Raises ApiError (400, 429)."""

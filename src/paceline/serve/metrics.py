@@ -8,6 +8,8 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import Counter
 
+from paceline.engines import EngineState
+
 __all__ = ["Histogram", "Metrics"]
 
 # Name, kind, what it is about, and what follows the name in each line.
@@ -49,8 +51,14 @@ class Metrics:
         self.duration = Histogram()
         self.queue_time = Histogram()
 
-    def text(self, *, in_flight: int, queued: int) -> str:
-        families = [*self._counters(), *_gauges(in_flight, queued), *self._histograms()]
+    def text(self, *, in_flight: int, queued: int, state: EngineState | None) -> str:
+        """The page; `state` is the engine's word on itself, None of one that has none."""
+        families = [
+            *self._counters(),
+            *_gauges(in_flight, queued),
+            *_engine_gauges(state or EngineState(), queued),
+            *self._histograms(),
+        ]
         lines: list[str] = []
         for name, kind, about, samples in families:
             lines += [f"# HELP paceline_{name} {about}", f"# TYPE paceline_{name} {kind}"]
@@ -104,4 +112,20 @@ def _gauges(in_flight: int, queued: int) -> list[_Family]:
     return [
         ("prompts_in_flight", "gauge", "Prompts in the engine.", [f" {in_flight}"]),
         ("prompts_queued", "gauge", "Prompts that wait for a place.", [f" {queued}"]),
+    ]
+
+
+def _engine_gauges(state: EngineState, queued: int) -> list[_Family]:
+    """What the engine knows of itself; what it does not know has no line."""
+    waiting = None if state.waiting_sequences is None else state.waiting_sequences + queued
+    families: list[tuple[str, str, str, float | None]] = [
+        ("sequences_live", "gauge", "Sequences under way in the engine.", state.live_sequences),
+        ("sequences_waiting", "gauge", "Sequences without a place, here or there.", waiting),
+        ("kv_cache_used_fraction", "gauge", "Of the KV cache, 0 to 1.", state.kv_used_fraction),
+        ("preemptions_total", "counter", "Sequences put back for want of room.", state.preemptions),
+    ]
+    return [
+        (name, kind, about, [f" {value}"])
+        for name, kind, about, value in families
+        if value is not None
     ]
