@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from paceline.engines import servers as servers_module
-from paceline.engines.server_process import ServerCommand, free_ports, without_secrets
+from paceline.engines.server_process import Listener, ServerCommand, free_ports, without_secrets
 from paceline.engines.servers import ServerGroup
 from paceline.errors import EngineError
 
@@ -35,8 +35,10 @@ def command(pids: Path, name: str, *options: str, **more: Any) -> ServerCommand:
 
 
 def group(tmp_path: Path, *commands: ServerCommand, **more: Any) -> ServerGroup:
-    more.setdefault("report", lambda what, fraction: None)
     more.setdefault("start_timeout_s", 30.0)
+    told = {"report": lambda what, fraction: None}
+    told |= {name: more.pop(name) for name in ("report", "on_lost") if name in more}
+    more["listener"] = Listener(**told)
     return ServerGroup(commands, log_dir=tmp_path / "log", **more)
 
 

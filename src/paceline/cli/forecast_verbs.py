@@ -64,15 +64,7 @@ def _print(found: Mapping[str, Any]) -> None:
                 f"{speed['samples_per_second']:,.4g} samples/s   {speed['how']}"
             ),
         ),
-        (
-            "  model load",
-            f"{found['load_s']:,.1f} s, "
-            + (
-                "once for all tests"
-                if found["num_loads"] < len(found["tests"])
-                else "for each test"
-            ),
-        ),
+        ("  model load", _loads(found)),
     ]
     rows += [
         (
@@ -102,6 +94,11 @@ def _print(found: Mapping[str, Any]) -> None:
     typer.echo(table(rows))
     if found["submission_shortfalls"]:
         typer.echo(f"  NOT A SUBMISSION: {'; '.join(found['submission_shortfalls'])}.")
+
+
+def _loads(found: Mapping[str, Any]) -> str:
+    times = "once for all tests" if found["num_loads"] < len(found["tests"]) else "for each test"
+    return f"{found['load_s']:,.1f} s, {times}"
 
 
 def _memory(memory: Mapping[str, Any]) -> list[str]:

@@ -29,7 +29,7 @@ from paceline.engines.managed_plan import endpoint_config, plan_servers
 from paceline.engines.managed_settings import ManagedConfig
 from paceline.engines.server_plan import ServerPlan
 from paceline.engines.server_presets import PRESETS
-from paceline.engines.server_process import ServerCommand
+from paceline.engines.server_process import Listener, ServerCommand
 from paceline.engines.servers import ServerGroup
 from paceline.errors import EngineError
 from paceline.rundir import write_atomically
@@ -75,12 +75,10 @@ class ManagedHost:
         self._group = ServerGroup(
             commands,
             log_dir=context.log_dir,
-            report=context.report,
+            listener=Listener(report=context.report, note=self._note, on_lost=self._lose),
             start_timeout_s=config.start_timeout_s,
             stop_timeout_s=config.stop_timeout_s,
             restarts=config.restarts,
-            on_lost=self._lose,
-            note=self._note,
         )
         self._num_starts += 1
         self._endpoint = endpoint_config(config, plans[0], self._group.start())

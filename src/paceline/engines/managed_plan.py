@@ -43,11 +43,10 @@ def plan_servers(
         raise CheckpointError("The managed engine needs a model.", hint="--model PATH")
     executable = _executable(config, preset, cwd)
     groups = _groups(config, preset)
-    ports = free_ports(len(groups))
     cores = os.cpu_count() or _DEFAULT_THREADS
     plans, commands = [], []
     overridden: dict[str, str] = {}
-    for index, (group, port) in enumerate(zip(groups, ports, strict=True)):
+    for index, (group, port) in enumerate(zip(groups, free_ports(len(groups)), strict=True)):
         num_seqs, step_tokens = _budget(config, preset, group)
         plan = ServerPlan(
             model=model,

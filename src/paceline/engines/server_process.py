@@ -8,19 +8,29 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import logging
 import os
 import re
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from paceline.errors import EngineError
 
-__all__ = ["ServerCommand", "ServerProcess", "free_ports", "is_secret", "without_secrets"]
+__all__ = [
+    "Listener",
+    "ServerCommand",
+    "ServerProcess",
+    "free_ports",
+    "is_secret",
+    "without_secrets",
+]
+
+log = logging.getLogger(__name__)
 
 _HOST = "127.0.0.1"
 _HEALTH_TIMEOUT_S = 5.0
@@ -28,6 +38,23 @@ _LINE_LEN = 300
 _SECRET = re.compile(r"key|token|secret|passw|credential", re.IGNORECASE)
 # Flags that count or name tokens, and hold no secret.
 _NO_SECRET = re.compile(r"tokens|tokenizer|key-?file|token-id", re.IGNORECASE)
+
+
+def _ignore(account: str) -> None:
+    del account
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Listener:
+    """Who hears of servers, from any thread.
+
+    `report` hears how far the start is, `note` of each server that ended or is started again,
+    `on_lost` that the last one has no start left, with an account of it.
+    """
+
+    report: Callable[[str, float | None], None]
+    note: Callable[[str], None] = log.warning
+    on_lost: Callable[[str], None] = _ignore
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,6 +1,6 @@
 """Servers that a run owns: started together, waited for, watched, and ended with it.
 
-    group = ServerGroup(commands, log_dir=..., report=...)
+    group = ServerGroup(commands, log_dir=..., listener=...)
     urls = group.start()      every server answers its health check, or EngineError
     group.failures()          servers that have died since
     group.rest()              nobody watches them; what follows is another test
@@ -22,11 +22,12 @@ import shlex
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from paceline.engines.server_process import (
+    Listener,
     ServerCommand,
     ServerProcess,
     is_secret,
@@ -57,27 +58,20 @@ class ServerGroup:
         commands: Sequence[ServerCommand],
         *,
         log_dir: Path,
-        report: Callable[[str, float | None], None],
+        listener: Listener,
         start_timeout_s: float = 1800.0,
         stop_timeout_s: float = 20.0,
         restarts: int = 0,
-        on_lost: Callable[[str], None] | None = None,
-        note: Callable[[str], None] = log.warning,
     ) -> None:
-        """`restarts` is for each server; `on_lost` hears, from a thread, that none is left.
-
-        `note` hears of each server that ended and of each that is started again, a line each.
-        """
+        """`restarts` is for each server, in each test."""
         self._commands = commands
         self._log_dir = log_dir
-        self._report = report
+        self._listener = listener
         self._start_timeout_s = start_timeout_s
         self._stop_timeout_s = stop_timeout_s
         self._servers: list[ServerProcess] = []
         self._versions: dict[str, str] = {}
         self._restarts = restarts
-        self._on_lost = on_lost
-        self._note = note
         self._exits: dict[str, int] = {}
         self._accounts: dict[str, list[str]] = {}
         # When a dead server is started again; one that is in neither has ended for good.
@@ -128,7 +122,7 @@ class ServerGroup:
             start_s = time.monotonic()
             for index, server in enumerate(self._servers):
                 if (why := self._why_unfit(server)) is not None:
-                    self._note(f"{why}; it is started again")
+                    self._listener.note(f"{why}; it is started again")
                     told.append(f"{why}; it was started again.")
                     self._end([server])
                     again = ServerProcess(server.command, server.log_path, self._stop_timeout_s)
@@ -268,7 +262,7 @@ class ServerGroup:
         self._told = (num_ready, waited_s)
         said = waiting[0].last_lines(1)
         tail = f": {said[0][:100]}" if said else ""
-        self._report(
+        self._listener.report(
             f"{num_ready} of {len(self._servers)} servers ready after {waited_s:.0f} s; "
             f"{waiting[0].command.name}{tail}",
             num_ready / len(self._servers),
@@ -305,7 +299,7 @@ class ServerGroup:
         self._exits[name] = code
         account = self._account(server)
         self._accounts.setdefault(name, []).append(account)
-        self._note(f"{account.partition(' Its last lines')[0]} See {server.log_path}")
+        self._listener.note(f"{account.partition(' Its last lines')[0]} See {server.log_path}")
         server.let_go()
         ended = len(self._accounts[name])
         if ended <= self._restarts:
@@ -320,17 +314,17 @@ class ServerGroup:
             server = ServerProcess(command, log_path, self._stop_timeout_s)
         except EngineError as error:
             self._accounts[command.name].append(error.message)
-            self._note(error.message)
+            self._listener.note(error.message)
             self._lose(command.name)
             return
         self._servers[index] = server
-        self._note(f"{command.name} is started again")
+        self._listener.note(f"{command.name} is started again")
         threading.Thread(target=self._poll, args=(server, server.started_s), daemon=True).start()
 
     def _lose(self, name: str) -> None:
         self._gone.add(name)
-        if len(self._gone) == len(self._servers) and self._on_lost is not None:
-            self._on_lost("\n".join(self.failures().values()))
+        if len(self._gone) == len(self._servers):
+            self._listener.on_lost("\n".join(self.failures().values()))
 
     def _account(self, server: ServerProcess) -> str:
         how = _how(self._exits[server.command.name])
