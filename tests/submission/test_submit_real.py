@@ -7,14 +7,12 @@ environment variable MLPERF_INFERENCE.
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from official import official
 from support import Paceline
 
 from paceline.mlperf import rules
@@ -29,23 +27,6 @@ FULL = (
 )
 GIVEN = ("status=available", "system_name=a machine", "cooling=air")
 GIVEN += ("host_memory_configuration=known", "host_networking=known", "host_network_card_count=1")
-
-
-def official(tree: Path, round_name: str) -> str:
-    """What the official checker logs of a tree, errors and the last line."""
-    checkout = os.environ.get("MLPERF_INFERENCE")
-    if checkout is None:
-        pytest.skip("MLPERF_INFERENCE names no checkout of mlcommons/inference")
-    command = [sys.executable, "-m", "submission_checker.main", "--input", str(tree.resolve())]
-    finished = subprocess.run(
-        [*command, "--version", round_name, "--csv", str(tree.resolve().parent / "summary.csv")],
-        cwd=Path(checkout) / "tools/submission",
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    lines = (finished.stdout + finished.stderr).splitlines()
-    return "\n".join(line for line in lines if "ERROR" in line or "SUMMARY" in line)
 
 
 def run_of(result: Path, out: Path, scenario: str) -> None:
