@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support import Paceline
+
 from official import official
 from serving import Served, served
-from support import Paceline
 
 SERVE = (
     *("--engine", "fake", "--benchmark", "llama2-70b-99.9"),

@@ -126,6 +126,7 @@ class EndpointEngine:
             state |= {
                 "metrics": watch.facts(),
                 "kind": server.identity.kind,
+                "model": server.identity.model,
                 "version": server.identity.version,
                 "dialect": server.dialect.name,
             }

@@ -68,6 +68,7 @@ def result_readme(submission: Submission, result: Result, *, code: str) -> str:
         + (", ".join(_given(test)) or "none")
         + ".",
         "",
+        *_servers(test),
         "## Software",
         "",
         *(f"- {name} {version}" for name, version in _versions(test)),
@@ -305,6 +306,30 @@ def _versions(test: Test) -> Sequence[tuple[str, str]]:
     host = test.manifest["host"]
     found = [(name, v) for name, v in test.manifest["versions"].items() if v is not None]
     return [*found, ("Python", host["python"]), ("on", host["os"])]
+
+
+def _servers(test: Test) -> list[str]:
+    """Where the model ran, of a run over HTTP, and what started it where paceline did."""
+    engine = test.facts.get("engine", {})
+    servers = [
+        f"- {server['url']}: {server['kind']} {server['version'] or ''}".rstrip()
+        + f", model {server['model']}, {server['concurrency']} requests in flight at most"
+        for server in engine.get("servers", ())
+    ]
+    processes = [
+        " ".join(
+            [
+                f"- {one['name']}, {one['version'] or 'version unknown'}:",
+                *(f"`{name}={value}`" for name, value in one["environment"].items()),
+                f"`{one['command']}`",
+            ]
+        )
+        for one in engine.get("processes", ())
+    ]
+    if not servers:
+        return []
+    started = ["", "Started by paceline, with the runs above:", "", *processes]
+    return ["## Servers", "", *servers, *(started if processes else ()), ""]
 
 
 def _inputs(result: Result) -> list[tuple[str, str, str]]:
