@@ -9,6 +9,8 @@
                                scores.parquet, journal.jsonl
       find_qps/                the search for a rate: probes.txt, probes.json, logs of every probe
       log/<test>.log           what the test's process wrote to its terminal
+      log/server-N.log         what a server that the run started wrote to its
+      log/kept.json            where the run's servers are, for the processes of its tests
       <test>/timeline.jsonl    a line a second: tokens, samples, the engine's state
       <test>/power.jsonl       a line a reading, where anything tells watts
       .live.json               while the run works: what it is doing, the newest readings

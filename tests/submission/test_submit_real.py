@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from official import official
 from support import Paceline
 
+from official import official
 from paceline.mlperf import rules
 from paceline.mlperf.logs import read_detail
 
