@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
+from support import Paceline
 
 from fault_server import Call, FaultServer, Reply, context, requests, right, settings
 from paceline.engines import EngineState, Part, Request, endpoint_metrics
 from paceline.engines.endpoint import EndpointEngine
 from paceline.engines.endpoint_metrics import Gauges, gauges_of, with_gauges
 from paceline.serve.metrics import Metrics
+from serving import served
 
 VLLM = """\
 # HELP vllm:num_requests_running Number of requests in model execution batches.
@@ -168,3 +172,23 @@ def test_a_server_without_metrics_is_asked_once_and_its_requests_count_as_live()
             assert "HTTP 404" in facts["last_miss"]
         finally:
             engine.close()
+
+
+def test_a_runs_timeline_has_the_queue_of_its_server_and_no_cache_that_is_not_told(
+    paceline: Paceline, tmp_path: Path
+) -> None:
+    # 88 answers of 32 tokens and more: some five seconds.
+    pace = ("--set", "engine.fake.tokens_per_second=600", "--set", "engine.fake.concurrency=2")
+    with served("--engine", "fake", *pace) as server:
+        outcome = paceline(
+            *("run", "--engine", "endpoint", "--set", f"engine.endpoint.urls={server.url}"),
+            *("--mode", "performance", "--set", "loadgen.min_query_count=80", "--out", "run"),
+        )
+    assert outcome.code == 0, outcome
+    lines = (tmp_path / "run/performance/timeline.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    queued = [row for row in rows if row.get("queued_at_servers")]
+    assert queued, rows
+    assert all(row["live_sequences"] == 2 for row in queued)
+    assert all(row["waiting_sequences"] >= row["queued_at_servers"] for row in queued)
+    assert not any("kv_used_fraction" in row or "preemptions" in row for row in rows)
