@@ -107,7 +107,7 @@ def resolve_find_qps(value: Mapping[str, Any], benchmark: rules.Benchmark) -> Fi
     if value["run.scenario"] == "Offline":
         raise RecipeError(
             "run.find_qps is true in the Offline scenario, which has no rate to find.",
-            hint="--scenario Server or --scenario Interactive, or leave --find-qps out",
+            hint="--scenario Server or --scenario Interactive, or --set run.find_qps=false",
         )
     if value["run.mode"] not in ("performance", "all", "submission"):
         raise RecipeError(

@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from paceline.engines import EngineState
+from paceline.engines import EngineState, Part
 from paceline.engines.endpoint_client import Client, ServerFault
 
 __all__ = ["Gauges", "MetricsWatch", "gauges_of", "with_gauges"]
@@ -171,19 +171,12 @@ class MetricsWatch:
 def with_gauges(state: EngineState, gauges: Sequence[Gauges]) -> EngineState:
     """The state of an engine whose parts are servers, with what each of them says, in their order.
 
-    Of a server that does not tell its queue, what it has been sent counts as live. Shares of the
-    cache and preemptions are known when every server tells them.
+    What a server has been sent and does not run is in its queue, even if it has not said so yet.
+    Of a server that does not tell what it runs, all that it has been sent counts as live. Shares
+    of the cache and preemptions are known when every server tells them.
     """
-    parts = tuple(
-        dataclasses.replace(
-            part,
-            live_sequences=part.live_sequences if said.running is None else said.running,
-            waiting_sequences=said.waiting,
-            kv_used_fraction=said.kv_used_fraction,
-        )
-        for part, said in zip(state.parts, gauges, strict=True)
-    )
-    queues = [said.waiting for said in gauges if said.waiting is not None]
+    parts = tuple(_told(part, said) for part, said in zip(state.parts, gauges, strict=True))
+    queues = [part.waiting_sequences for part in parts if part.waiting_sequences is not None]
     shares = [said.kv_used_fraction for said in gauges if said.kv_used_fraction is not None]
     counts = [said.preemptions for said in gauges if said.preemptions is not None]
     return dataclasses.replace(
@@ -197,3 +190,10 @@ def with_gauges(state: EngineState, gauges: Sequence[Gauges]) -> EngineState:
         preemptions=sum(counts) if counts and len(counts) == len(gauges) else None,
         parts=parts,
     )
+
+
+def _told(part: Part, said: Gauges) -> Part:
+    if said.running is not None:
+        queued = max(said.waiting or 0, part.live_sequences - said.running)
+        part = dataclasses.replace(part, live_sequences=said.running, waiting_sequences=queued)
+    return dataclasses.replace(part, kv_used_fraction=said.kv_used_fraction)
