@@ -101,7 +101,10 @@ def test_a_server_that_died_between_tests_is_started_again_and_told(
     (server,) = listeners(url)
     host.ended(CLEAN)
     os.kill(server, signal.SIGKILL)
-    host.ready("accuracy", CONFIG, context)
+    waited: list[str] = []
+    of_accuracy = replace(context, report=lambda what, fraction: waited.append(what))
+    host.ready("accuracy", CONFIG, of_accuracy)
+    assert any("0 of 1 servers ready" in what for what in waited)
     assert urls(context) == (url,)
     assert listeners(url) not in ([], [server])
     facts = host.ended(CLEAN)

@@ -54,6 +54,7 @@ class ManagedHost:
         self._cwd = cwd
         self._note = note
         self._on_lost = on_lost
+        self._report: Callable[[str, float | None], None] | None = None
         self._group: ServerGroup | None = None
         self._made_for: tuple[ManagedConfig, Path | None] | None = None
         self._endpoint: EndpointConfig | None = None
@@ -69,13 +70,14 @@ class ManagedHost:
 
     def start(self, config: ManagedConfig, context: EngineContext) -> EndpointConfig:
         """New servers. Raises EngineError, InputError or EnvironmentProblem; none is left then."""
+        self._report = context.report
         plans, commands = self.plan(config, context)
         for ours, theirs in self._overridden.items():
             self._note(f"{ours} of the preset gives way to {theirs}")
         self._group = ServerGroup(
             commands,
             log_dir=context.log_dir,
-            listener=Listener(report=context.report, note=self._note, on_lost=self._lose),
+            listener=Listener(report=self._tell, note=self._note, on_lost=self._lose),
             start_timeout_s=config.start_timeout_s,
             stop_timeout_s=config.stop_timeout_s,
             restarts=config.restarts,
@@ -107,7 +109,8 @@ class ManagedHost:
             self.start(config, context)
             self._since = test
         else:
-            context.report(f"asking the servers of the {self._before} test if they are well", None)
+            self._report = context.report
+            self._tell(f"asking the servers of the {self._before} test if they are well", None)
             same = f"The servers are those of the {self._since} test"
             kept = f"{same}: each is healthy, and keeps nothing of a prompt."
             self._told = [kept, *self._group.renew()]
@@ -172,6 +175,11 @@ class ManagedHost:
             return f"the settings are not those of the {self._before} test"
         return self._doubt
 
+    def _tell(self, what: str, fraction: float | None) -> None:
+        """To whoever waits for the servers now: of a later test it is another one."""
+        if self._report is not None:
+            self._report(what, fraction)
+
     def _lose(self, account: str) -> None:
         if self._on_lost is not None:
             self._on_lost(account)
@@ -206,9 +214,9 @@ class KeptServers:
 
     def _look(self) -> None:
         while not self._closing.wait(_LOOK_EVERY_S):
+            # Said again and again: an engine that is still starting does not hear it yet.
             if (account := self._read()["lost"]) is not None:
                 self._on_lost(account)
-                return
 
     def _read(self) -> dict[str, Any]:
         facts: dict[str, Any] = json.loads(self._path.read_text())
