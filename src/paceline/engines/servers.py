@@ -117,6 +117,7 @@ class ServerGroup:
         """
         for account in (self._exits, self._accounts, self._due_s, self._gone):
             account.clear()
+        self._told = (-1, 0.0)
         told: list[str] = []
         try:
             start_s = time.monotonic()
