@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -68,6 +69,10 @@ def test_too_high_a_rate_is_invalid_and_says_what_missed_by_how_much(
     verdict = read_json(tmp_path / "run/verdict.json")
     failed = {finding["rule"] for finding in verdict["findings"] if not finding["passed"]}
     assert failed == {"performance.valid", "performance.ttft", "performance.early_stopping"}
+    (early,) = [f for f in verdict["findings"] if f["rule"] == "performance.early_stopping"]
+    assert re.search(
+        r"TTFT: \d+ queries are too few to believe .* at least \d+ more", early["detail"]
+    )
     assert verdict["ttft_p90_ms"] > 1500
     lines = (tmp_path / "run/performance/timeline.jsonl").read_text().splitlines()
     assert json.loads(lines[-1])["ttft_p90_ms"] > 1000

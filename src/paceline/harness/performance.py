@@ -8,6 +8,7 @@ those that LoadGen applied, and they must be the rule book's.
 from __future__ import annotations
 
 import dataclasses
+import re
 from typing import Any
 
 from paceline.config import RunConfig
@@ -27,6 +28,7 @@ __all__ = [
 
 _ERRORS_SHOWN = 3
 _NS_PER_MS = 1e-6
+_QUERIES_MORE = re.compile(r"Processed (\d+) queries\.[\s\S]*?at least (\d+) more queries")
 _LATENCY_KEYS = {
     "ttft": "result_first_token_{percentile}.00_percentile_latency_ns",
     "tpot": "result_time_per_output_token_{percentile}.00_percentile_ns",
@@ -154,11 +156,22 @@ def _latency(
 def _early_stopping(log: DetailLog) -> dict[str, Any]:
     """LoadGen's test that the sample of queries is large enough to believe the percentiles."""
     # LoadGen leaves the other one empty when one was not met.
-    results = {name: one_line(log.get(f"early_stopping_{name}_result")) for name in _LATENCY_KEYS}
+    results = {name: _believed(log.get(f"early_stopping_{name}_result")) for name in _LATENCY_KEYS}
     said = "; ".join(f"{name.upper()}: {text}" for name, text in results.items() if text)
     met = log.get("early_stopping_met") is True
     way_out = "" if met else "; more queries (loadgen.min_query_count) or a lower target_qps"
     return finding("performance.early_stopping", met, said + way_out)
+
+
+def _believed(told: object) -> str:
+    """LoadGen's list of remarks on one line; what it lacks in a sentence of ours."""
+    counts = _QUERIES_MORE.search(str(told))
+    if counts is None:
+        return one_line(told)
+    return (
+        f"{counts[1]} queries are too few to believe the percentile: at least {counts[2]} more, "
+        "all below the limit"
+    )
 
 
 def _number(log: DetailLog, key: str, factor: float = 1.0) -> float | None:
