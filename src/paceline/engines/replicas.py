@@ -49,12 +49,19 @@ class ReplicasEngine:
     """A cluster, its seats, and the head that minds them."""
 
     def __init__(
-        self, config: ReplicasConfig, context: EngineContext, *, vary: Vary | None = None
+        self,
+        config: ReplicasConfig,
+        context: EngineContext,
+        *,
+        vary: Vary | None = None,
+        connect: Callable[..., Cluster] = Cluster,
     ) -> None:
-        """`vary` makes the config of the replica of a number; all are alike without."""
+        """`vary` makes the config of the replica of a number; all are alike without. `connect`
+        opens the cluster."""
         self._config = config
         self._context = context
         self._vary = vary or (lambda _, inner: inner)
+        self._connect = connect
         self._cluster: Cluster | None = None
         self._head: Head | None = None
         self._nodes: list[Node] = []
@@ -65,7 +72,7 @@ class ReplicasEngine:
         config = self._config
         self._context.report("reaching Ray", None)
         wanted = config.num_replicas * config.cpus_per_replica
-        self._cluster = Cluster(
+        self._cluster = self._connect(
             config.address,
             environment=self._environment(),
             own_cpus=max(os.cpu_count() or 1, wanted),
@@ -160,7 +167,8 @@ class ReplicasEngine:
             hint = f"a copy needs {gpus} GPUs and {one.cpus} CPUs of one node; see ray status"
             raise EngineError("The cluster's nodes have no room for a replica.", hint=hint)
         each = min(config.replicas_per_actor, count)
-        self._need = Need(cpus=one.cpus * each, gpus=gpus)
+        is_alone = not config.num_replicas and not gpus
+        self._need = Need(cpus=one.cpus * each, gpus=gpus, is_alone=is_alone)
         places = plan_places(self._nodes, self._need, math.ceil(count / each))
         seats = []
         for index, node in enumerate(places):

@@ -133,6 +133,10 @@ class Cluster:
         future = getattr(process.actor, method).remote(*arguments).future()
         future.add_done_callback(lambda done: then(done.exception() or done.result()))
 
+    def is_in_doubt(self, error: BaseException) -> bool:
+        """Whether a call failed for want of an answer: Ray does not know yet what is gone."""
+        return isinstance(error, self._ray.exceptions.ActorUnavailableError)
+
     def ask(self, process: Process, method: str, *, timeout_s: float) -> Any:
         """Call a process's method and wait. Raises EngineError."""
         try:

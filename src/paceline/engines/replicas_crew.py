@@ -4,6 +4,11 @@ A process that dies, stalls or says nothing is lost: its samples go back to the 
 started again after a wait, on its own node or on another that has room, as often as the settings
 allow. When nobody is left, the run is told to end.
 
+Until all seats are filled, a process that is of no use ends the run at once, so that a mistake is
+told early. A node that vanishes then is another matter, for Ray lists a dead one for a while: its
+seats are filled on other nodes, or, where the number of replicas was left open, stay empty until
+a node comes.
+
 All methods run on the head's thread.
 """
 
@@ -32,6 +37,8 @@ log = logging.getLogger(__name__)
 
 _LONGEST_BACKOFF_S = 60.0
 _LOOK_FOR_NODES_EVERY_S = 2.0
+_TO_FILL = ("away", "missing")
+_LOSSES = ("lost", "not started")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,7 +85,7 @@ class Crew:
         self._setup = setup
         self._hooks = hooks
         self._began_s = time.monotonic()
-        self._last_ready_s = self._looked_s = self._began_s
+        self._alone_since_s = self._looked_s = self._began_s
         self._is_up = False
         self._has_ended = False
         self._ender = ThreadPoolExecutor(1, "replicas-ender")
@@ -115,11 +122,11 @@ class Crew:
         if generation != seat.generation:
             return
         if isinstance(result, BaseException):
-            self.lose(seat, f"did not start: {short_error(result)}")
+            self.fail(seat, "did not start", result)
             return
         trouble = result if isinstance(result, Trouble) else self._stranger(seat, result)
         if trouble is not None:
-            self.lose(seat, f"did not start: {trouble.message}", trouble)
+            self.lose(seat, f"did not start: {trouble.message}", trouble=trouble)
             return
         members = [self._setup.member_of(name, result["can_cancel"]) for name in seat.names]
         seat.sit(members, result, time.monotonic())
@@ -128,9 +135,6 @@ class Crew:
             self._pool.join(member)
         if seat.restarts:
             self._note(seat, "back", reason=f"start {seat.restarts + 1}")
-        if self.num_ready() == len(self.seats):
-            self._is_up = True
-            self._hooks.is_up()
 
     def _stranger(self, seat: Seat, facts: dict[str, Any]) -> Trouble | None:
         """Why a process would not give the same tokens as the others; None when it would."""
@@ -145,40 +149,60 @@ class Crew:
                 )
         return None
 
-    def lose(self, seat: Seat, reason: str, trouble: Trouble | None = None) -> None:
-        """A process is gone or of no use: its samples go elsewhere, and it is started again."""
-        now_s, was_ready = time.monotonic(), seat.state == "ready"
+    def fail(self, seat: Seat, what: str, error: BaseException) -> None:
+        """A call of a seat's process failed: it is lost."""
+        in_doubt = self._cluster.is_in_doubt(error)
+        self.lose(seat, f"{what}: {short_error(error)}", in_doubt=in_doubt)
+
+    def lose(
+        self, seat: Seat, reason: str, *, trouble: Trouble | None = None, in_doubt: bool = False
+    ) -> None:
+        """A process is gone or of no use: its samples go elsewhere, and it is started again.
+
+        `in_doubt`: its node may be gone, and Ray does not know it yet.
+        """
+        now_s = time.monotonic()
+        dropped = self._empty(seat, reason, now_s)
+        if not self._is_up and not self._is_excused(seat, in_doubt=in_doubt, trouble=trouble):
+            kind = getattr(errors, trouble.kind) if trouble is not None else EngineError
+            hint = None if trouble is None else trouble.hint
+            self._end(kind(f"{_named(seat)} {reason}", hint=hint))
+            return
+        if dropped:
+            tries = f"{self._config.retries + 1} replicas were lost with it; the last one {reason}"
+            self._hooks.give_up(dropped, EngineError(f"{tries}.", hint="engine.replicas.retries"))
+        if seat.faults >= self._config.restarts and self._is_up:
+            seat.state = "given up"
+            self._note(seat, "given up", reason=f"after {seat.restarts} restarts")
+        seat.due_s = now_s + min(self._config.backoff_s * 2.0**seat.faults, _LONGEST_BACKOFF_S)
+
+    def _empty(self, seat: Seat, reason: str, now_s: float) -> list[Work]:
+        """Take the samples and the process from a seat; returns those that were lost too often."""
+        was_ready = seat.state == "ready"
         num_moved, dropped = 0, []
         for member in seat.members:
             moved, given_up = self._pool.lose(member)
             del self.seat_of[member]
             num_moved += len(moved)
             dropped += given_up
-        if was_ready:
-            self._last_ready_s = now_s
+        if was_ready or not self._is_up:
+            self._alone_since_s = now_s
         if seat.process is not None:
             self._ender.submit(self._cluster.end, seat.process)
         seat.rise(now_s)
         self.counts["lost"] += 1
         self._note(seat, "lost" if was_ready else "not started", reason=reason, moved=num_moved)
-        if not self._is_up:
-            kind = getattr(errors, trouble.kind) if trouble is not None else EngineError
-            names = ", ".join(seat.names)
-            self._end(
-                kind(
-                    f"{names} on {seat.node.label} {reason}",
-                    hint=None if trouble is None else trouble.hint,
-                )
-            )
-            return
-        if dropped:
-            tries = f"{self._config.retries + 1} replicas were lost with it; the last one {reason}"
-            self._hooks.give_up(dropped, EngineError(f"{tries}.", hint="engine.replicas.retries"))
-        if seat.restarts >= self._config.restarts:
-            seat.state = "given up"
-            self._note(seat, "given up", reason=f"after {seat.restarts} restarts")
-        wait_s = min(self._config.backoff_s * 2.0**seat.restarts, _LONGEST_BACKOFF_S)
-        seat.due_s = now_s + wait_s
+        return dropped
+
+    def _is_excused(self, seat: Seat, *, in_doubt: bool, trouble: Trouble | None) -> bool:
+        """Whether a process that was lost before all were ready is the fault of its node."""
+        if trouble is not None:
+            return False
+        is_there = any(node.node_id == seat.node.node_id for node in self._cluster.nodes())
+        if is_there and (not in_doubt or seat.restarts > self._config.restarts):
+            return False
+        seat.excused += 1
+        return True
 
     def _note(self, seat: Seat, what: str, *, reason: str, moved: int = 0) -> None:
         event = Event.of(seat, what, reason=reason, moved=moved, began_s=self._began_s)
@@ -194,30 +218,37 @@ class Crew:
             if seat.state == "ready":
                 reason = seat.trouble(now_s, self._config.stall_timeout_s)
                 if reason is not None:
-                    self.lose(seat, reason)
+                    self.lose(seat, reason, in_doubt=True)
             elif seat.state == "starting" and now_s >= seat.due_s:
                 self.lose(seat, f"not ready after {self._config.start_timeout_s:g} s")
-        vacant = [seat for seat in self.seats if seat.state in ("away", "starting")]
-        if self._is_up and vacant and now_s - self._looked_s >= _LOOK_FOR_NODES_EVERY_S:
+        vacant = [seat for seat in self.seats if seat.state in ("starting", *_TO_FILL)]
+        if vacant and not self._has_ended and now_s - self._looked_s >= _LOOK_FOR_NODES_EVERY_S:
             self._looked_s = now_s
             self._refill(vacant, now_s)
-        if not self._has_ended and self._is_up and not self.num_ready():
+        if not self._has_ended and not self.num_ready():
             self._end_if_alone(now_s)
+        if not self._is_up and not self._has_ended and self._are_all_filled():
+            self._is_up = True
+            self._hooks.is_up()
+
+    def _are_all_filled(self) -> bool:
+        """Whether each seat is ready, or has no node to be filled on."""
+        return self.num_ready() > 0 and all(s.state in ("ready", "missing") for s in self.seats)
 
     def _refill(self, vacant: Sequence[Seat], now_s: float) -> None:
         """Start processes again where there is room; give up starts on nodes that are gone."""
         nodes = self._cluster.nodes()
         by_id = {node.node_id: node for node in nodes}
+        for seat in vacant:
+            if seat.state == "starting" and seat.node.node_id not in by_id:
+                seat.excused += 1
+                self._empty(seat, "its node is gone", now_s)
+                seat.due_s = now_s
         used = Counter(seat.node.node_id for seat in self.seats if seat.process is not None)
         for seat in vacant:
+            if seat.state == "starting" or now_s < seat.due_s:
+                continue
             node = by_id.get(seat.node.node_id)
-            if seat.state == "starting":
-                if node is None:  # not a fault of the replica's: it may start as often as before
-                    seat.restarts -= 1
-                    self.lose(seat, "its node is gone")
-                continue
-            if now_s < seat.due_s:
-                continue
             if node is None or not self._setup.need.fits(node, used[node.node_id]):
                 node = free_node(nodes, self._setup.need, used)
             if node is not None:
@@ -225,17 +256,35 @@ class Crew:
                 seat.restarts += 1
                 self.counts["restarts"] += 1
                 self._fill(seat, node)
+            elif not self._is_up:
+                self._miss(seat)
+
+    def _miss(self, seat: Seat) -> None:
+        """No node has room for a seat before all are ready: go on without it where that may be."""
+        if self._config.num_replicas:
+            lost = next(event for event in reversed(self.events) if event.replicas == seat.names)
+            self._end(
+                EngineError(
+                    f"{_named(seat)} has nowhere to run: {lost.reason}, and no other node has "
+                    "room.",
+                    hint="start that node again (ray start --address=HEAD:PORT), or ask for fewer "
+                    "engine.replicas.num_replicas (0: as many as there is room for)",
+                )
+            )
+        elif seat.state != "missing":
+            seat.state = "missing"
+            self._note(seat, "missing", reason="no node has room for it; it starts when one comes")
 
     def _end_if_alone(self, now_s: float) -> None:
         """Nothing works: end when nothing is going to, in time."""
         if any(seat.state == "starting" for seat in self.seats):
             return
-        alone_s = now_s - self._last_ready_s
-        has_hope = any(seat.state == "away" for seat in self.seats)
+        alone_s = now_s - self._alone_since_s
+        has_hope = any(seat.state in _TO_FILL for seat in self.seats)
         if has_hope and alone_s <= self._config.dead_timeout_s:
             return
         why = f"for {alone_s:.0f} s" if has_hope else "and each was started as often as may be"
-        last = next(event for event in reversed(self.events) if event.what != "given up")
+        last = next(event for event in reversed(self.events) if event.what in _LOSSES)
         self._end(
             EngineError(
                 f"No replica is left, {why}. The last one to go, {', '.join(last.replicas)} on "
@@ -245,5 +294,10 @@ class Crew:
         )
 
     def _end(self, error: PacelineError) -> None:
-        self._has_ended = True
-        self._hooks.fail_all(error)
+        if not self._has_ended:
+            self._has_ended = True
+            self._hooks.fail_all(error)
+
+
+def _named(seat: Seat) -> str:
+    return f"{', '.join(seat.names)} on {seat.node.label}"

@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from paceline.engines import Completion, Request, Sink
-from paceline.engines.replicas_cluster import Cluster, short_error
+from paceline.engines.replicas_cluster import Cluster
 from paceline.engines.replicas_crew import Crew, Hooks, Setup
 from paceline.engines.replicas_dispatch import Member, Pool, Work
 from paceline.engines.replicas_seat import Seat
@@ -179,7 +179,7 @@ class Head:
 
     def _on_given(self, seat: Seat, generation: int, result: Any) -> None:
         if generation == seat.generation and isinstance(result, BaseException):
-            self._crew.lose(seat, f"died: {short_error(result)}")
+            self._crew.fail(seat, "died", result)
 
     def _on_news(self, seat: Seat, generation: int, result: Any) -> None:
         if generation != seat.generation:
@@ -187,7 +187,7 @@ class Head:
                 self.pool.counts["late"] += len(result.numbers)
             return
         if not isinstance(result, News):
-            self._crew.lose(seat, f"died: {short_error(result)}")
+            self._crew.fail(seat, "died", result)
             return
         now_s = time.monotonic()
         seat.is_asked = False

@@ -27,14 +27,17 @@ class Node:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Need:
-    """What one process of replicas takes of its node."""
+    """What one process of replicas takes of its node. `is_alone`: no second one is there."""
 
     cpus: int
     gpus: int
+    is_alone: bool = False
 
     def fits(self, node: Node, num_there: int) -> bool:
         """Whether one more fits a node that has `num_there`."""
         num = num_there + 1
+        if self.is_alone and num_there:
+            return False
         return num * self.cpus <= node.cpus and num * self.gpus <= node.gpus
 
 

@@ -47,7 +47,8 @@ class Event:
 class Seat:
     """One process at a time. `generation` tells the present one from those that were lost.
 
-    `state` is starting, ready, away (to be started again at `due_s`) or given up.
+    `state` is starting, ready, away (to be started again at `due_s`), missing (no node had room
+    for it at the start) or given up. Of its `restarts` so many are `excused`: a node was at fault.
     """
 
     index: int
@@ -58,6 +59,7 @@ class Seat:
     process: Any = None
     members: list[Member] = field(default_factory=list)
     restarts: int = 0
+    excused: int = 0
     due_s: float = 0.0
     is_asked: bool = False
     heard_s: float = 0.0
@@ -71,6 +73,11 @@ class Seat:
     cpu_s: float = 0.0
     up_since_s: float = 0.0
     up_s: float = 0.0
+
+    @property
+    def faults(self) -> int:
+        """How often it was started again for a fault of its own."""
+        return max(0, self.restarts - self.excused)
 
     def sit(self, members: list[Member], facts: dict[str, Any], now_s: float) -> None:
         """A process is ready."""
