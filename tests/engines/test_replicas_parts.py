@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from paceline import config
 from paceline.config import RunConfig
-from paceline.engines import Completion, Request
+from paceline.engines import Completion, EngineState, Request
 from paceline.engines.fake import FakeConfig
 from paceline.engines.managed_settings import ManagedConfig
 from paceline.engines.native_settings import NativeConfig
@@ -49,16 +49,17 @@ def order_of(tmp_path: Path, *fakes: FakeConfig, streaming: bool = False) -> Hos
     )
 
 
-def batch_of(*places: int) -> object:
+def batch_of(*places: int, is_streaming: bool = False) -> object:
     requests = [Request(i, np.full(4, 5, np.int32), 16) for i in range(len(places))]
-    return pack_batch([(place, i, requests[i]) for i, place in enumerate(places)])
+    rows = [(place, i, requests[i]) for i, place in enumerate(places)]
+    return pack_batch(rows, is_streaming=is_streaming)
 
 
 @settings(max_examples=50)
 @given(prompts=st.lists(st.tuples(st.integers(0, 9), IDS), max_size=6))
 def test_a_batch_of_samples_is_what_it_was_made_of(prompts: list) -> None:
     made = [(p, 7 + i, Request(i, ids, 20 + i, 1)) for i, (p, ids) in enumerate(prompts)]
-    got = pack_batch(made).requests()
+    got = pack_batch(made, is_streaming=False).requests()
     assert [(p, r.request_id, r.max_new_tokens) for p, r in got] == [
         (p, number, r.max_new_tokens) for p, number, r in made
     ]
@@ -72,7 +73,7 @@ def test_news_are_what_they_were_made_of(answers: list) -> None:
     done = [
         (p, Completion(i, ids, ("stop", "length")[i % 2])) for i, (p, ids) in enumerate(answers)
     ]
-    news = pack_news(done, [(1, 2, 3)], (), states=(PlaceState(5, 6),), cpu_s=0.5)
+    news = pack_news(done, [(1, 2, 3)], (), states=(PlaceState(5, EngineState()),), cpu_s=0.5)
     assert news.firsts() == [(1, 2, 3)]
     for (place, back), (sent_place, sent) in zip(news.completions(), done, strict=True):
         assert (place, back.request_id, back.finish_reason) == (
@@ -100,12 +101,13 @@ def test_a_process_answers_in_batches_and_never_sooner_than_it_may(tmp_path: Pat
 
 
 def test_first_tokens_travel_only_where_they_are_wanted(tmp_path: Path) -> None:
-    for streaming in (False, True):
-        host = ReplicaHost(order_of(tmp_path, FakeConfig(output_len=4), streaming=streaming))
+    for at_start in (False, True):
+        host = ReplicaHost(order_of(tmp_path, FakeConfig(output_len=4), streaming=at_start))
         host.start()
-        news = host.news(batch_of(0), {})
+        for wanted in (at_start, not at_start, at_start):
+            news = host.news(batch_of(0, is_streaming=wanted), {})
+            assert len(news.firsts()) == int(wanted)
         host.close()
-        assert len(news.firsts()) == int(streaming)
 
 
 def test_a_process_with_nothing_to_say_says_so_in_time(tmp_path: Path) -> None:
@@ -156,7 +158,7 @@ def test_a_replica_is_watched_from_when_it_gets_work() -> None:
 def test_a_replica_that_makes_tokens_has_not_stalled() -> None:
     seat = seat_of()
     seat.members[0].held = {0: (0.0, 0.0)}
-    news = pack_news((), (), (), states=(PlaceState(5, 0),), cpu_s=0.0)
+    news = pack_news((), (), (), states=(PlaceState(5, EngineState()),), cpu_s=0.0)
     assert seat.hear(news, now_s=8.0) == 5
     assert seat.trouble(12.0, timeout_s=10.0) is None
     assert seat.hear(news, now_s=16.0) == 0

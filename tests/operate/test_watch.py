@@ -198,3 +198,19 @@ def test_an_interrupted_run_says_why(written: Path, paceline: Paceline) -> None:
     outcome = paceline("watch", written)
     assert outcome.code == 1
     assert "Stopped by Ctrl-C." in outcome.out
+
+
+def test_a_run_on_a_thousand_replicas_is_seen_with_its_pace(written: Path) -> None:
+    """A row of its timeline is longer than the tail that shows a run of one engine."""
+    with (written / "performance" / "timeline.jsonl").open("w") as file:
+        for second in range(30):
+            parts = [
+                {"name": f"replica-{i} on node{i // 8}", "live_sequences": 1280, "tokens": 9 * i}
+                for i in range(1000)
+            ]
+            facts = {"elapsed_s": float(second), "made": 5000 * second, "parts": parts}
+            facts |= {"issued": 9000, "answered": 100 + second, "resumed": 0}
+            file.write(json.dumps(facts) + "\n")
+    view = look(written)
+    assert view.tokens_per_second == pytest.approx(5000)
+    assert len(view.parts) == 1000

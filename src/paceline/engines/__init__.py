@@ -50,7 +50,6 @@ __all__ = [
     "NetworkEngine",
     "ObservableEngine",
     "Part",
-    "QueueingEngine",
     "Request",
     "Sink",
     "StreamSink",
@@ -143,13 +142,6 @@ class CancellingEngine(Protocol):
 
 
 @runtime_checkable
-class QueueingEngine(Protocol):
-    """An engine that knows how many of its requests it has not begun for want of room."""
-
-    def num_waiting(self) -> int: ...
-
-
-@runtime_checkable
 class StreamingEngine(Protocol):
     """An engine that is told whether tokens are to be seen as they are made."""
 
@@ -183,9 +175,10 @@ class Part:
 class EngineState:
     """An engine at a moment; None for what it does not know.
 
-    `live_sequences` are under way, `waiting_sequences` have no place yet; `queued_at_servers` are
-    those of them that lie in the queues of servers. `kv_used_fraction` is of the whole KV cache,
-    `preemptions` are counted since the start, or since counting began anew.
+    `live_sequences` are under way, `waiting_sequences` have no place yet: whoever deals requests to
+    several engines gives one that has some no more. `queued_at_servers` are those of them that lie
+    in the queues of servers. `kv_used_fraction` is of the whole KV cache, which holds `kv_slots`
+    tokens; `preemptions` are counted since the start, or since counting began anew.
     """
 
     live_sequences: int | None = None
@@ -193,6 +186,7 @@ class EngineState:
     queued_at_servers: int | None = None
     kv_used_fraction: float | None = None
     preemptions: int | None = None
+    kv_slots: int | None = None
     parts: tuple[Part, ...] = ()
 
     @property

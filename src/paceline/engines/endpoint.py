@@ -141,6 +141,7 @@ class EndpointEngine:
             "streaming": self._streaming,
             "verify_tls": self._config.verify_tls,
             "servers": states,
+            "in_flight": sum(state["concurrency"] for state in states),
             "retries": retries,
             "counts": dict(self._counts),
             "preflight": self._checks,

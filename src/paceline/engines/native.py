@@ -109,10 +109,6 @@ class NativeEngine:
                 cancelled |= gone
             self._changed.notify_all()
 
-    def num_waiting(self) -> int:
-        """Requests that no copy has begun."""
-        return len(self._pile) + sum(int(engine.waiting) for engine in self._copies)
-
     def drain(self) -> None:
         with self._changed:
             self._changed.wait_for(lambda: not self._sinks)
@@ -149,6 +145,7 @@ class NativeEngine:
             waiting_sequences=sum(engine.waiting for engine in copies) + len(self._pile),
             kv_used_fraction=round(sum(u for u, _ in pages) / sum(n for _, n in pages), 4),
             preemptions=sum(engine.scheduler.num_preemptions for engine in copies),
+            kv_slots=sum(n for _, n in pages) * self._config.page_len,
             parts=tuple(
                 Part(name=f"copy {i}", live_sequences=one.live, tokens=one.num_sampled_tokens)
                 for i, one in enumerate(copies)

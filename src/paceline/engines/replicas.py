@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import paceline
-from paceline.engines import EngineContext, Request, Sink
+from paceline.engines import EngineContext, EngineState, Request, Sink
 from paceline.engines.managed_settings import variables
 from paceline.engines.replicas_cluster import Cluster
 from paceline.engines.replicas_crew import Setup
@@ -101,6 +101,14 @@ class ReplicasEngine:
             if head is not None:
                 head.close()
 
+    def set_streaming(self, wanted: bool | None) -> None:
+        self._running().set_streaming(wanted)
+
+    def state(self) -> EngineState:
+        """The replicas as one engine, and each of them; empty when it is closed."""
+        head = self._head
+        return EngineState() if head is None else head.state()
+
     def head_of_seats(self) -> Head:
         """The head, for whoever watches or harms it: the bench and the tests."""
         return self._running()
@@ -128,6 +136,7 @@ class ReplicasEngine:
             "ray": cluster.version,
             "events": [dataclasses.asdict(event) for event in head.events],
             "counts": counts,
+            "in_flight": head.in_flight(),
             "head": self._head_facts(head, counts),
         }
         return facts | {"notes": _notes(facts, told)}
@@ -155,11 +164,9 @@ class ReplicasEngine:
             **variables(self._config.environment),
         }
 
-    def _place(self) -> None:
-        """Plan the seats, fill them and wait until all are ready."""
-        assert self._cluster is not None
-        config, context, cluster = self._config, self._context, self._cluster
-        self._nodes = cluster.nodes()
+    def _plan(self) -> list[Seat]:
+        """A seat for each process, on a node with room for it. Raises EngineError."""
+        config = self._config
         gpus = devices_of(config, has_gpus=any(node.gpus for node in self._nodes))
         one = Need(cpus=config.cpus_per_replica, gpus=gpus)
         count = config.num_replicas or count_places(self._nodes, one)
@@ -176,6 +183,14 @@ class ReplicasEngine:
             names = tuple(f"replica-{number}" for number in mine)
             zeros = [0] * len(names)
             seats.append(Seat(index, names, node, answered=zeros, tokens=list(zeros)))
+        return seats
+
+    def _place(self) -> None:
+        """Plan the seats, fill them and wait until all are ready."""
+        assert self._cluster is not None
+        config, context, cluster = self._config, self._context, self._cluster
+        self._nodes = cluster.nodes()
+        seats = self._plan()
         expected = {"version": paceline.__version__, "code": code_digest()}
         if context.model is not None and context.model.exists():
             expected["model"] = model_digest(context.model)

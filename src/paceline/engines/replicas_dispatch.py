@@ -120,6 +120,7 @@ class Pool:
 
     def __init__(self, policy: PoolPolicy) -> None:
         self._policy = policy
+        self._has_end = policy.is_offline
         self._pile: deque[Work] = deque()
         self._open: dict[int, Work] = {}
         self._members: dict[Member, None] = {}
@@ -137,6 +138,10 @@ class Pool:
         """Samples that no replica has."""
         return len(self._pile)
 
+    def set_endless(self, is_endless: bool) -> None:
+        """Whether each answer brings another sample: there is no end to balance then."""
+        self._has_end = self._policy.is_offline and not is_endless
+
     def any_work(self) -> Work | None:
         """A sample that is not answered."""
         return next(iter(self._open.values()), None)
@@ -147,7 +152,7 @@ class Pool:
         self._next += len(works)
         self._open.update((work.number, work) for work in works)
         self._pile.extend(works)
-        if self._policy.is_offline:
+        if self._has_end:
             self._pile = deque(sorted(self._pile, key=lambda w: -len(w.request.token_ids)))
 
     def join(self, member: Member) -> None:
@@ -251,7 +256,7 @@ class Pool:
             self._give(member, self._pile.popleft(), dealt, now_s)
             if self._room(member, total_rate) > 0:
                 heapq.heappush(heap, (self._crowd(member), place, member))
-        if self._policy.may_double and not self._pile:
+        if self._policy.may_double and self._has_end and not self._pile:
             self._double(dealt, now_s)
         return dealt
 
@@ -270,7 +275,7 @@ class Pool:
         room = member.capacity + reserve - len(member.held)
         if member.waiting:
             room = min(room, reserve - member.waiting)
-        if self._policy.is_offline and not member.load:
+        if self._has_end and not member.load:
             share = _UNKNOWN_SHARE * len(self._open) / len(self._members)
             room = min(room, math.ceil(share) - len(member.held))
         return room
@@ -282,7 +287,7 @@ class Pool:
         known when a place is free.
         """
         pile_s = len(self._pile) / total_rate if total_rate else math.inf
-        if self._policy.is_offline and member.load and pile_s < _END_IN_SAMPLES * member.one_s():
+        if self._has_end and member.load and pile_s < _END_IN_SAMPLES * member.one_s():
             return 0
         # What two messages bring: one is on its way while the next is made.
         lasting = max(2 * (member.per_message - 1), member.rate * self._policy.lag_s)
@@ -296,7 +301,7 @@ class Pool:
     def _is_sooner_elsewhere(self, member: Member, total_rate: float) -> bool:
         """Whether even the last of the pile ends sooner on faster replicas than the next here."""
         expected_s = member.expected_s()
-        if not self._policy.is_offline or not expected_s or not total_rate:
+        if not self._has_end or not expected_s or not total_rate:
             return False
         if len(self._pile) / total_rate > expected_s:
             return False

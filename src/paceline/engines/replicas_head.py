@@ -17,12 +17,13 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from paceline.engines import Completion, Request, Sink
+from paceline.engines import Completion, EngineState, Request, Sink
 from paceline.engines.replicas_cluster import Cluster
 from paceline.engines.replicas_crew import Crew, Hooks, Setup
 from paceline.engines.replicas_dispatch import Member, Pool, Work
 from paceline.engines.replicas_seat import Seat
 from paceline.engines.replicas_settings import ReplicasConfig
+from paceline.engines.replicas_state import state_of
 from paceline.engines.replicas_wire import Failure, News, pack_batch
 from paceline.errors import EngineError, PacelineError
 
@@ -47,6 +48,7 @@ class Head:
     ) -> None:
         self._cluster = cluster
         self._setup = setup
+        self._streaming = setup.streaming
         # Not SimpleQueue: its get() with a timeout of microseconds can wait for ever.
         self._queue: queue.Queue[tuple[Callable[..., None], tuple[Any, ...]]] = queue.Queue()
         self._changed = threading.Condition()
@@ -94,6 +96,23 @@ class Head:
     def num_ready(self) -> int:
         """Seats whose process works."""
         return self._crew.num_ready()
+
+    def state(self) -> EngineState:
+        """The replicas as one engine."""
+        return state_of(self.seats, self.pool)
+
+    def in_flight(self) -> int:
+        """Samples that keep those full that are ready."""
+        members = [member for seat in self.seats for member in seat.members]
+        return sum(member.capacity + member.reserve for member in members)
+
+    def set_streaming(self, wanted: bool | None) -> None:
+        """Whether first tokens are wanted from the next sample on; None: as at the start."""
+        self._post(self._on_streaming, wanted)
+
+    def _on_streaming(self, wanted: bool | None) -> None:
+        self._streaming = self._setup.streaming if wanted is None else wanted
+        self.pool.set_endless(self._streaming)
 
     def cpu_s(self) -> float:
         """CPU time of the head's thread."""
@@ -158,8 +177,10 @@ class Head:
         for seat in self.seats:
             if seat.state != "ready" or (seat.is_asked and not seat.outgoing):
                 continue
-            batch = pack_batch(seat.outgoing) if seat.outgoing else None
-            seat.outgoing = []
+            batch = None
+            if seat.outgoing:
+                batch = pack_batch(seat.outgoing, is_streaming=self._streaming)
+                seat.outgoing = []
             self.counts["messages"] += 1
             if seat.is_asked:
                 self._call(seat, "give", batch, then=self._on_given)
@@ -194,7 +215,8 @@ class Head:
         num_tokens = seat.hear(result, now_s)
         num_answers = Counter(result.places.tolist())
         for place, (member, state) in enumerate(zip(seat.members, result.states, strict=True)):
-            self.pool.heard(member, state.waiting, num_answers[place])
+            waiting = state.engine.waiting_sequences or 0
+            self.pool.heard(member, waiting, num_answers[place])
         if num_tokens > 0:
             self._report_progress(num_tokens)
         for place, number, token_id in result.firsts():
@@ -215,7 +237,7 @@ class Head:
 
     def _on_first(self, member: Member, number: int, token_id: int) -> None:
         work = self.pool.open_work(member, number)
-        if work is not None and work.first is None and self._setup.streaming:
+        if work is not None and work.first is None and self._streaming:
             work.first = token_id
             work.sink.first_token(work.request.request_id, token_id)
 
@@ -237,7 +259,7 @@ class Head:
                 self.pool.drop(holder, number)
                 self.counts["recalled"] += 1
         request_id = work.request.request_id
-        if self._setup.streaming and work.first is None:
+        if self._streaming and work.first is None:
             work.sink.first_token(request_id, int(token_ids[0]))
         elif work.first is not None and work.first != int(token_ids[0]):
             self.counts["first_token_differs"] += 1

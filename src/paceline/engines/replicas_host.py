@@ -7,6 +7,7 @@ or for as long as it may, and never answers twice within the batch time: tokens 
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 import socket
@@ -60,9 +61,8 @@ class ReplicaHost:
         os.environ.update(order.environment)
         self._changed = threading.Condition()
         self._boxes = [_Outbox(place, self._changed) for place in range(len(order.configs))]
-        for box in self._boxes:
-            box.is_streaming = bool(order.context["streaming"])
         self._engines: list[engines.Engine] = []
+        self._stream(bool(order.context["streaming"]))
         self._said_s = 0.0
         self._status = "starting"
 
@@ -97,12 +97,24 @@ class ReplicaHost:
 
     def give(self, batch: Batch) -> None:
         """More samples."""
+        if batch.is_streaming != self._is_streaming:
+            self._stream(batch.is_streaming)
         by_place: dict[int, list[engines.Request]] = {}
         for place, request in batch.requests():
             by_place.setdefault(place, []).append(request)
         for place, requests in by_place.items():
             self._boxes[place].open += len(requests)
             self._engines[place].submit(requests, self._boxes[place])
+
+    def _stream(self, wanted: bool) -> None:
+        """Whether first tokens are wanted; an engine is told where that differs from its start."""
+        self._is_streaming = wanted
+        for box in self._boxes:
+            box.is_streaming = wanted
+        is_as_started = wanted == bool(self._order.context["streaming"])
+        for engine in self._engines:
+            if isinstance(engine, engines.StreamingEngine):
+                engine.set_streaming(None if is_as_started else wanted)
 
     def forget(self, numbers: Mapping[int, Sequence[int]]) -> None:
         """Samples that were answered elsewhere, by place."""
@@ -126,7 +138,7 @@ class ReplicaHost:
             time.sleep(pause_s)
         self._said_s = time.monotonic()
         states = [
-            PlaceState(box.made, _waiting(engine))
+            PlaceState(box.made, _state(engine))
             for box, engine in zip(self._boxes, self._engines, strict=True)
         ]
         with self._changed:
@@ -247,6 +259,8 @@ def model_digest(model: Path | None) -> str:
     return hashlib.sha256(listed.encode()).hexdigest()[:16]
 
 
-def _waiting(engine: engines.Engine) -> int:
-    """Samples that the engine has and has not begun, where it can say so."""
-    return engine.num_waiting() if isinstance(engine, engines.QueueingEngine) else 0
+def _state(engine: engines.Engine) -> engines.EngineState:
+    """How the engine is, where it can say so."""
+    if not isinstance(engine, engines.ObservableEngine):
+        return engines.EngineState()
+    return dataclasses.replace(engine.state(), parts=())

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from paceline.engines import Request
+from paceline.engines import EngineState, Request
 from paceline.engines.replicas_dispatch import Member, Work
 from paceline.engines.replicas_plan import Node
 from paceline.engines.replicas_wire import News
@@ -64,6 +64,9 @@ class Seat:
     is_asked: bool = False
     heard_s: float = 0.0
     made: list[int] = field(default_factory=list)
+    made_before: list[int] = field(default_factory=list)
+    states: list[EngineState] = field(default_factory=list)
+    preemptions_before: int = 0
     progress_s: list[float] = field(default_factory=list)
     outgoing: list[tuple[int, int, Request]] = field(default_factory=list)
     forgotten: dict[int, list[int]] = field(default_factory=dict)
@@ -81,8 +84,10 @@ class Seat:
 
     def sit(self, members: list[Member], facts: dict[str, Any], now_s: float) -> None:
         """A process is ready."""
-        self.state, self.members, self.facts = "ready", members, facts
+        self.made_before = self.made_before or [0] * len(members)
         self.made = [0] * len(members)
+        self.states = [EngineState()] * len(members)
+        self.state, self.members, self.facts = "ready", members, facts
         self.progress_s = [now_s] * len(members)
         self.heard_s = self.up_since_s = now_s
         self.is_asked = False
@@ -94,8 +99,11 @@ class Seat:
             for place, member in enumerate(self.members):
                 self.answered[place] += member.answered
                 self.tokens[place] += member.tokens
+                self.made_before[place] += self.made[place]
+            self.preemptions_before += sum(one.preemptions or 0 for one in self.states)
         self.generation += 1
         self.state, self.process, self.members = "away", None, []
+        self.made, self.states = [0] * len(self.made), []
         self.outgoing, self.forgotten, self.is_asked = [], {}, False
 
     def begin_counting(self) -> None:
@@ -120,6 +128,7 @@ class Seat:
             if state.made != self.made[place] or place in answered:
                 self.progress_s[place] = now_s
             self.made[place] = state.made
+        self.states = [state.engine for state in news.states]
         return num_tokens
 
     def trouble(self, now_s: float, timeout_s: float) -> str | None:
@@ -133,6 +142,11 @@ class Seat:
                     f"{len(member.held)} samples"
                 )
         return None
+
+    def num_made(self, place: int) -> int:
+        """Tokens that a replica has made, also in processes that were lost."""
+        made, before = self.made, self.made_before
+        return sum(one[place] for one in (made, before) if place < len(one))
 
     def describe(self, now_s: float) -> list[dict[str, Any]]:
         """Each replica of the seat, for the manifest."""

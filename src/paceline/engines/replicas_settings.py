@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from paceline.engines import config_class
-from paceline.engines.knobs import ANSWERS
+from paceline.engines.knobs import ANSWERS, Knob, powers
 from paceline.engines.managed_settings import variables
 from paceline.engines.server_presets import PRESETS
 from paceline.errors import InputError
@@ -81,6 +81,15 @@ class ReplicasConfig:
     """Variables for the copies, as "NAME=value NAME=value"."""
 
     inner: Any = dataclasses.field(default=None, metadata={"is_key": False})
+
+    def knobs(self, num_gpus: int) -> tuple[Knob, ...]:
+        """What may make it faster on the head's side; the copied engine is tuned by itself."""
+        del num_gpus
+        return (
+            Knob("outstanding", (0, *powers(16, 2048))),
+            Knob("reserve", (0, *powers(1, 256))),
+            Knob("batch_ms", (10.0, 20.0, 50.0, 100.0, 200.0)),
+        )
 
     def __post_init__(self) -> None:
         if self.engine in _NOT_COPIED:

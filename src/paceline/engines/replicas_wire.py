@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from paceline.engines import Completion, Request, TokenIds
+from paceline.engines import Completion, EngineState, Request, TokenIds
 
 __all__ = ["Batch", "Failure", "News", "PlaceState", "pack_batch", "pack_news"]
 
@@ -23,7 +23,10 @@ Ints = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Samples for a process: (places, numbers, prompt lengths, limits) and the prompts' tokens."""
+    """Samples for a process: (places, numbers, prompt lengths, limits) and the prompts' tokens.
+
+    `is_streaming`: from now on first tokens are wanted the moment they exist.
+    """
 
     places: Ints
     numbers: Ints
@@ -31,6 +34,7 @@ class Batch:
     max_new_tokens: Ints
     min_new_tokens: Ints
     token_ids: TokenIds
+    is_streaming: bool
 
     def requests(self) -> list[tuple[int, Request]]:
         """(place, request) of each; the request's id is the sample's number."""
@@ -61,10 +65,10 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class PlaceState:
-    """How one replica is: tokens made since it began, and samples it has but has not begun."""
+    """How one replica is: tokens made since it began, and its engine, but for its own parts."""
 
     made: int
-    waiting: int
+    engine: EngineState
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +103,7 @@ class News:
         return list(zip(*(column.tolist() for column in columns), strict=True))
 
 
-def pack_batch(requests: Sequence[tuple[int, int, Request]]) -> Batch:
+def pack_batch(requests: Sequence[tuple[int, int, Request]], *, is_streaming: bool) -> Batch:
     """(place, number, request) of each sample, as one message."""
     prompts = [request.token_ids for _, _, request in requests]
     return Batch(
@@ -109,6 +113,7 @@ def pack_batch(requests: Sequence[tuple[int, int, Request]]) -> Batch:
         max_new_tokens=_ints([request.max_new_tokens for _, _, request in requests]),
         min_new_tokens=_ints([request.min_new_tokens for _, _, request in requests]),
         token_ids=_joined(prompts),
+        is_streaming=is_streaming,
     )
 
 

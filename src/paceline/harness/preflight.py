@@ -113,8 +113,7 @@ def requests_of(
 
 def in_flight(config: RunConfig, engine: engines.Engine) -> int:
     """Requests that keep a started engine full: as it says, or as its settings do."""
-    servers = engine.describe().get("servers", ())
-    told = sum(server["concurrency"] for server in servers)
+    told = int(engine.describe().get("in_flight", 0))
     return told or int(getattr(config.engine_config, "in_flight", _IN_FLIGHT))
 
 

@@ -26,7 +26,8 @@ from paceline.rundir import LIVE_NAME, RunDir
 __all__ = ["ENDED", "View", "look"]
 
 ENDED = frozenset({"COMPLETE", "INCOMPLETE", "INTERRUPTED", "SILENT"})
-_TAIL_BYTES = 1 << 16
+# A row of a run on a thousand replicas has a hundred thousand bytes.
+_TAIL_BYTES, _MOST_TAIL_BYTES, _TAIL_ROWS = 1 << 16, 1 << 23, 16
 # Ten signs of life; a node whose clock is off by less is still alive.
 _SILENT_AFTER_S = 15.0
 _STUCK_AFTER_S = 60.0
@@ -239,10 +240,14 @@ def _tail(path: Path) -> list[dict[str, Any]]:
     """The last rows of a file of JSON lines; a line that is being written is left out."""
     try:
         with path.open("rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            start = max(0, size - _TAIL_BYTES)
-            file.seek(start)
-            lines = file.read().split(b"\n")[1 if start else 0 : -1]
+            size, tail = file.seek(0, os.SEEK_END), _TAIL_BYTES
+            while True:
+                start = max(0, size - tail)
+                file.seek(start)
+                lines = file.read().split(b"\n")[1 if start else 0 : -1]
+                if not start or len(lines) >= _TAIL_ROWS or tail >= _MOST_TAIL_BYTES:
+                    break
+                tail *= 8
     except OSError:
         return []
     rows = []
