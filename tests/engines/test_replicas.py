@@ -240,3 +240,32 @@ def test_more_replicas_than_the_cluster_holds_are_refused() -> None:
 def test_copies_of_copies_are_refused() -> None:
     with pytest.raises(InputError, match="copies of copies"):
         ReplicasConfig(engine="replicas")
+
+
+def raise_there() -> None:
+    raise OSError("disk is gone")
+
+
+def test_a_node_that_cannot_do_what_is_asked_of_all_is_named(address: str) -> None:
+    from paceline.engines.replicas_cluster import Cluster
+
+    cluster = Cluster(address, environment={})
+    try:
+        with pytest.raises(EngineError, match=r"\(127\.0\.0\.1\) did not answer: OSError: disk is"):
+            cluster.on_every_node(raise_there)
+    finally:
+        cluster.close()
+
+
+def test_a_node_that_says_nothing_is_named_in_time(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from paceline.engines import replicas_cluster
+
+    monkeypatch.setattr(replicas_cluster, "_ASK_NODES_TIMEOUT_S", 0.5)
+    cluster = replicas_cluster.Cluster(address, environment={})
+    try:
+        with pytest.raises(EngineError, match=r"\(127\.0\.0\.1\) said nothing for 0\.5 s"):
+            cluster.on_every_node(time.sleep, 30)
+    finally:
+        cluster.close()

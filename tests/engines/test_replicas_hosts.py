@@ -146,6 +146,30 @@ def test_the_system_of_a_cluster_is_all_its_hosts(hosts: list[Host], tmp_path: P
     assert facts["differences"] == []
 
 
+def test_a_host_that_is_cut_off_is_named_when_the_system_is_described(
+    hosts: list[Host], tmp_path: Path
+) -> None:
+    """Ray has not noticed: it says nothing of the host, or that it has died."""
+    head, _, cut = hosts
+    cut.cut_off()
+    command = [sys.executable, "-m", "paceline", "system", "--json"]
+    command += ["--ray", f"{head.address}:6379"]
+    told = subprocess.run(
+        head.command(*command),
+        cwd=tmp_path,
+        env=os.environ | ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert told.returncode == 3, told
+    assert told.stdout == ""
+    error = next(line for line in told.stderr.splitlines() if line.startswith("error: "))
+    assert error.startswith(f"error: {cut.label} ")
+    assert error.endswith(".")
+    assert "  Next: ray status" in told.stderr
+
+
 def test_the_embedded_model_gives_the_same_tokens_on_three_hosts_as_on_one(
     hosts: list[Host], paceline: Paceline, tmp_path: Path
 ) -> None:

@@ -17,12 +17,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from stand_in_cluster import Died, StandInCluster, node_of
 
 from paceline.engines import Completion, EngineContext, Request
 from paceline.engines.replicas import ReplicasEngine
 from paceline.engines.replicas_settings import ReplicasConfig
 from paceline.errors import EngineError, PacelineError
-from stand_in_cluster import Died, StandInCluster, node_of
 
 SOON_S = 20.0
 

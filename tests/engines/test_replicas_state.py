@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from stand_in_cluster import StandInCluster, node_of
 
 from paceline.engines import EngineContext, EngineState, ObservableEngine, Part, Request
 from paceline.engines.probe import Probe
@@ -21,7 +22,6 @@ from paceline.engines.replicas_seat import Seat
 from paceline.engines.replicas_settings import ReplicasConfig
 from paceline.engines.replicas_state import state_of
 from paceline.engines.replicas_wire import PlaceState, pack_news
-from stand_in_cluster import StandInCluster, node_of
 
 
 def requests_of(count: int) -> list[Request]:

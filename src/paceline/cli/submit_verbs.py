@@ -41,6 +41,8 @@ def describe_system(
                 "--ray describes the cluster's nodes, and files are given too.",
                 hint="--out FILE first, then --merge FILE OTHER.json",
             )
+        if not options["ray"]:
+            raise InputError("--ray names no cluster.", hint="--ray HOST:PORT, or --ray auto")
         with contextlib.redirect_stdout(sys.stderr):  # where Ray prints, JSON is to stand
             description = describe_cluster(options["ray"], network=options["network"])
     elif paths:

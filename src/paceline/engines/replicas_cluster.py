@@ -32,6 +32,12 @@ _QUIET = {
 _OBJECT_STORE_BYTES = 80_000_000
 _CALLS_AT_ONCE = 4
 _KNOCK_S = 10.0
+_FRAME_HEAD_LEN, _HTTP2_SETTINGS = 9, b"\x04"
+_HTTP2_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0" + _HTTP2_SETTINGS + b"\0" * 5
+_START_RAY = (
+    "this host has to be a node of the cluster: ray start --head --port=6379 on the first one, ray "
+    "start --address=HEAD:6379 on others; ray status shows them"
+)
 _CLOSE_WITHIN_S = 15.0
 _ASK_NODES_TIMEOUT_S = 120.0
 
@@ -56,11 +62,13 @@ class Cluster:
             import ray
         except ImportError as error:
             raise MissingExtraError(
-                f"The replicas engine needs Ray, which cannot be imported: {error}.",
+                f"Many nodes need Ray, which cannot be imported here: {error}.",
                 hint="pip install 'paceline[ray]' -c constraints.txt",
             ) from error
         self._ray = ray
         asked = address or os.environ.get("RAY_ADDRESS", "")
+        found = _find(asked)
+        where = "this host" if not asked else found if asked == "auto" else asked
         path = {"PYTHONPATH": os.environ["PYTHONPATH"]} if "PYTHONPATH" in os.environ else {}
         own = {
             "num_cpus": own_cpus,
@@ -68,9 +76,10 @@ class Cluster:
             "include_dashboard": False,
         }
         try:
-            _knock(asked)
+            if asked:
+                _knock(found)
             ray.init(
-                address=asked or "local",
+                address=found,
                 log_to_driver=False,
                 logging_level=logging.WARNING,
                 runtime_env={"env_vars": {**path, **environment}},
@@ -78,9 +87,8 @@ class Cluster:
             )
         except (ConnectionError, RuntimeError, ValueError, OSError, ray.exceptions.RayError) as e:
             raise EngineError(
-                f"There is no Ray to reach at {asked or 'this host'}: {short_error(e)}",
-                hint="ray status --address HOST:PORT; this host has to be a node of the cluster: "
-                "ray start --head, or ray start --address=HEAD:PORT",
+                f"There is no Ray to reach at {where}: {short_error(e)}",
+                hint=_START_RAY,
             ) from e
         self.is_own = not asked
         self.address = str(ray.get_runtime_context().gcs_address)
@@ -162,7 +170,8 @@ class Cluster:
     def on_every_node(
         self, function: Callable[..., Any], *arguments: Any
     ) -> list[tuple[Node, Any]]:
-        """Call a module's function once on each node. Raises EngineError if one is silent."""
+        """Call a module's function once on each node. Raises EngineError naming those that do not
+        answer."""
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         nodes = self.nodes()
@@ -176,15 +185,22 @@ class Cluster:
             .remote(*arguments)
             for node in nodes
         ]
-        results = []
+        _, late = self._ray.wait(calls, num_returns=len(calls), timeout=_ASK_NODES_TIMEOUT_S)
+        results, silent = [], []
         for node, call in zip(nodes, calls, strict=True):
+            if call in late:
+                silent.append(f"{node.label} said nothing for {_ASK_NODES_TIMEOUT_S:g} s")
+                continue
             try:
-                results.append((node, self._ray.get(call, timeout=_ASK_NODES_TIMEOUT_S)))
+                results.append((node, self._ray.get(call)))
             except self._ray.exceptions.RayError as error:
-                raise EngineError(
-                    f"{node.label} did not answer: {short_error(error)}",
-                    hint="ray status, and paceline has to be installed there as it is here",
-                ) from error
+                silent.append(f"{node.label} did not answer: {short_error(error)}")
+        if silent:
+            raise EngineError(
+                f"{'; '.join(silent)}.",
+                hint="ray status; a node that is gone leaves its list within two minutes, and on "
+                "the others paceline has to be installed as it is here",
+            )
         return results
 
     def close(self) -> None:
@@ -192,11 +208,35 @@ class Cluster:
         self._ray.shutdown()
 
 
+def _find(asked: str) -> str:
+    """HOST:PORT of a cluster's head; "local" where none is asked for. Raises EngineError."""
+    from ray._private import services
+
+    if not asked:
+        return "local"
+    try:
+        return str(services.canonicalize_bootstrap_address(asked))
+    except ConnectionError as error:
+        raise EngineError(
+            "No Ray runs on this host, and RAY_ADDRESS names none elsewhere.", hint=_START_RAY
+        ) from error
+    except ValueError as error:
+        raise EngineError(
+            f"'{asked}' is no address of a Ray cluster: {error}.", hint="HOST:PORT, or auto"
+        ) from error
+
+
 def _knock(address: str) -> None:
-    """Raise OSError where nobody listens: Ray itself would try for minutes, without a word."""
-    host, colon, port = address.rpartition(":")
-    if colon and port.isdecimal():
-        socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK_S).close()
+    """Raise OSError where no Ray answers: Ray itself would try for minutes, without a word.
+
+    Ray speaks HTTP/2, in which both sides begin with their settings.
+    """
+    host, _, port = address.rpartition(":")
+    with socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK_S) as link:
+        if os.environ.get("RAY_USE_TLS", "0") == "0":
+            link.sendall(_HTTP2_HELLO)
+            if link.recv(_FRAME_HEAD_LEN, socket.MSG_WAITALL)[3:4] != _HTTP2_SETTINGS:
+                raise ConnectionError("what listens there is no Ray.")
 
 
 def short_error(error: BaseException) -> str:
