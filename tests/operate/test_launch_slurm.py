@@ -14,6 +14,8 @@ import pytest
 from slurm_cluster import SlurmCluster, skip_without_slurm
 from support import Paceline
 
+from paceline.rundir import Journal
+
 ROOT = Path(__file__).parents[2]
 DEMO = ROOT / "recipes" / "laptop-demo.toml"
 ANSWERS = ROOT / "src" / "paceline" / "mlperf" / "data" / "demo_samples.parquet"
@@ -35,9 +37,16 @@ def manifest_of(run_dir: Path) -> Any:
     return json.loads((run_dir / "manifest.json").read_text())
 
 
-def journal_of(run_dir: Path) -> list[str]:
+def lines_of(run_dir: Path) -> list[str]:
+    """The journal's lines; each has as many samples as were answered together."""
     path = run_dir / "accuracy" / "journal.jsonl"
     return path.read_text().splitlines() if path.exists() else []
+
+
+def num_journaled(run_dir: Path) -> int:
+    """Samples."""
+    path = run_dir / "accuracy" / "journal.jsonl"
+    return len(Journal(path).read()) if path.exists() else 0
 
 
 def test_a_submitted_job_is_followed_to_its_verdict(
@@ -78,7 +87,7 @@ def test_a_requeued_job_resumes_its_accuracy_run_in_the_same_log(
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     run_dir, record = tmp_path / "run", tmp_path / "run.job" / "job.json"
-    slurm.wait_for("some samples are on disk", lambda: len(journal_of(run_dir)) > 4)
+    slurm.wait_for("some samples are on disk", lambda: num_journaled(run_dir) > 4)
     job = json.loads(record.read_text())["job"]
 
     follower.send_signal(signal.SIGINT)
@@ -90,8 +99,8 @@ def test_a_requeued_job_resumes_its_accuracy_run_in_the_same_log(
 
     slurm.ask("scontrol", "requeue", job)
     slurm.wait_for("the run stops", lambda: manifest_of(run_dir)["status"] == "INTERRUPTED")
-    kept = journal_of(run_dir)
-    assert 4 < len(kept) < 48
+    lines, kept = lines_of(run_dir), num_journaled(run_dir)
+    assert 4 < kept < 48
     slurm.wait_for(
         "the job waits again",
         lambda: slurm.ask("squeue", "--noheader", f"--jobs={job}", "--format=%T") == "PENDING\n",
@@ -101,8 +110,9 @@ def test_a_requeued_job_resumes_its_accuracy_run_in_the_same_log(
     assert got.code == 0, got
     assert "accuracy     PASS" in got.out
     assert len(manifest_of(run_dir)["resumed"]) == 1
-    assert journal_of(run_dir)[: len(kept)] == kept
-    assert f"accuracy: {len(kept)} samples were finished before and kept" in got.err
+    assert lines_of(run_dir)[: len(lines)] == lines
+    assert num_journaled(run_dir) == 48
+    assert f"accuracy: {kept} samples were finished before and kept" in got.err
 
 
 def test_a_job_that_ends_without_a_verdict_says_where_to_look_and_how_to_go_on(
