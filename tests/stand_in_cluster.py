@@ -13,7 +13,6 @@ from typing import Any
 
 from paceline.engines.replicas_host import HostOrder, ReplicaHost
 from paceline.engines.replicas_plan import Need, Node
-from paceline.errors import EngineError
 
 
 class InDoubt(Exception):
@@ -54,6 +53,10 @@ class StandInCluster:
         for process, then in [pair for pair in self._pending if pair[0].node.node_id == name]:
             process.has_died = True
             then(InDoubt(f"{name} does not answer"))
+
+    def cut_off(self, name: str) -> None:
+        """A node does not answer, and nothing is said about it."""
+        self._dead.add(name)
 
     def notice(self, name: str) -> None:
         """Ray strikes a node off its list."""
@@ -96,11 +99,14 @@ class StandInCluster:
         self._pending.remove(pair)
         then(result)
 
-    def ask(self, process: Process, method: str, *, timeout_s: float) -> Any:
+    def ask_all(self, processes: Sequence[Process], method: str, *, timeout_s: float) -> list[Any]:
         del timeout_s
-        if process.has_died or process.node.node_id in self._dead:
-            raise EngineError("A replica did not answer.")
-        return getattr(process.host, method)()
+        return [
+            None
+            if process.has_died or process.node.node_id in self._dead
+            else getattr(process.host, method)()
+            for process in processes
+        ]
 
     def is_in_doubt(self, error: BaseException) -> bool:
         return isinstance(error, InDoubt)

@@ -272,3 +272,15 @@ def test_a_run_whose_every_node_was_lost_goes_on_with_one_that_comes(start: Any)
     cluster.come(node_of("b"))
     run.answers()
     assert run.events() == [("lost", "a"), ("not started", "a"), ("back", "b")]
+
+
+def test_a_node_that_is_cut_off_as_the_run_ends_is_missed_in_the_description(start: Any) -> None:
+    cluster = StandInCluster(node_of("a"), node_of("b"))
+    run = start(cluster, report_s=10.0, stall_timeout_s=60.0)
+    run.answers()
+    cluster.cut_off("b")
+    facts = run.engine.describe()
+    assert facts["counts"]["undescribed"] == 1
+    assert any(
+        note.startswith("1 of the processes did not say what they are") for note in facts["notes"]
+    )

@@ -258,3 +258,10 @@ def test_a_bundle_installs_and_runs_where_there_is_no_network(
     assert verdict["result"] == "VALID"
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
     assert manifest["versions"]["paceline"]
+
+
+def test_a_dry_run_refuses_what_the_bundle_would_refuse(paceline: Paceline) -> None:
+    outcome = paceline("bundle", "--out", "b", "--files", "symlnk", "--dry-run")
+    assert outcome.code == 2
+    assert "--files 'symlnk' is none that is known" in outcome.err
+    assert "copy, hardlink, symlink" in outcome.err

@@ -121,11 +121,13 @@ class ReplicasEngine:
     def describe(self) -> dict[str, Any]:
         assert self._cluster is not None
         head, cluster, now_s = self._running(), self._cluster, time.monotonic()
-        told = self._ask_all("describe")
+        answers = self._ask_all("describe")
+        told = [one for answer in answers for one in answer or ()]
         first = told[0] if told else {}
         replicas = [row for seat in head.seats for row in seat.describe(now_s)]
         facts = {name: value for name, value in first.items() if name not in _OF_ONE_COPY}
         counts = dict(head.counts + head.pool.counts)
+        counts["undescribed"] = answers.count(None)
         facts |= {
             "copied_engine": self._config.engine,
             "simulated": any(one.get("simulated") for one in told) or self._config.engine == "fake",
@@ -141,16 +143,12 @@ class ReplicasEngine:
         }
         return facts | {"notes": _notes(facts, told)}
 
-    def _ask_all(self, method: str) -> list[dict[str, Any]]:
-        """Call a method of every process that is ready; what they gave, one after another."""
+    def _ask_all(self, method: str) -> list[Any]:
+        """Call a method of every process that is ready; None for each that does not answer."""
         assert self._cluster is not None
-        told: list[dict[str, Any]] = []
-        for seat in self._running().seats:
-            process = seat.process
-            if seat.state == "ready" and process is not None:
-                with contextlib.suppress(EngineError):  # it died just now: the head will note it
-                    told += self._cluster.ask(process, method, timeout_s=_DESCRIBE_TIMEOUT_S)
-        return told
+        present = [seat for seat in self._running().seats if seat.state == "ready"]
+        processes = [seat.process for seat in present if seat.process is not None]
+        return self._cluster.ask_all(processes, method, timeout_s=_DESCRIBE_TIMEOUT_S)
 
     def _running(self) -> Head:
         assert self._head is not None, "the engine was not started"
@@ -293,6 +291,7 @@ def _notes(facts: dict[str, Any], told: Sequence[dict[str, Any]]) -> list[str]:
         "recalled": "of those were taken back from the other one",
         "second": "answers came second and were dropped",
         "late": "answers of lost replicas came late and were dropped",
+        "undescribed": "of the processes did not say what they are: lost as the run ended",
         "first_token_differs": "answers began with another token than was streamed first",
     }
     notes += [f"{counts[name]} {words}." for name, words in sentences.items() if counts.get(name)]

@@ -145,12 +145,17 @@ class Cluster:
         """Whether a call failed for want of an answer: Ray does not know yet what is gone."""
         return isinstance(error, self._ray.exceptions.ActorUnavailableError)
 
-    def ask(self, process: Process, method: str, *, timeout_s: float) -> Any:
-        """Call a process's method and wait. Raises EngineError."""
-        try:
-            return self._ray.get(getattr(process.actor, method).remote(), timeout=timeout_s)
-        except self._ray.exceptions.RayError as error:
-            raise EngineError(f"A replica did not answer: {short_error(error)}") from error
+    def ask_all(self, processes: Sequence[Process], method: str, *, timeout_s: float) -> list[Any]:
+        """Call a method of every process; None for each that has not answered in that time."""
+        calls = [getattr(process.actor, method).remote() for process in processes]
+        ready, _ = self._ray.wait(calls, num_returns=len(calls), timeout=timeout_s)
+        answers: list[Any] = []
+        for call in calls:
+            answers.append(None)
+            if call in ready:
+                with contextlib.suppress(self._ray.exceptions.RayError):
+                    answers[-1] = self._ray.get(call)
+        return answers
 
     def close_all(self, processes: Sequence[Process]) -> None:
         """Have processes end their engines, and the servers that these started, in time."""

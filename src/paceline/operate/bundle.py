@@ -26,7 +26,7 @@ from typing import Any
 
 import paceline
 from paceline.errors import InputError
-from paceline.operate.bundle_files import STATE, Files, files_under, write_manifest
+from paceline.operate.bundle_files import HOWS, STATE, Files, files_under, write_manifest
 from paceline.operate.bundle_wheels import WheelOrder, gather, requirements
 from paceline.operate.launch_plan import Errand
 from paceline.rundir import RunDir, file_sha256, make_folder
@@ -45,6 +45,10 @@ class BundleOrder:
     wheels: WheelOrder
     out: Path
     how: str
+
+    def __post_init__(self) -> None:
+        if self.how not in HOWS:
+            raise InputError(f"--files {self.how!r} is none that is known.", hint=", ".join(HOWS))
 
     @property
     def python(self) -> str:

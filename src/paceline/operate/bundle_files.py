@@ -34,8 +34,6 @@ class Files:
     """A bundle's folder while it is filled. `names` are the files that belong to it so far."""
 
     def __init__(self, folder: Path, *, how: str, progress: Progress) -> None:
-        if how not in HOWS:
-            raise InputError(f"--files {how!r} is none that is known.", hint=", ".join(HOWS))
         self.folder = folder
         self.names: dict[str, str] = {}
         self.copied_bytes = 0
