@@ -78,8 +78,9 @@ class Cluster:
         try:
             if asked:
                 _knock(found)
+                self._ask_entry(asked, found)
             ray.init(
-                address=found,
+                address=asked or "local",
                 log_to_driver=False,
                 logging_level=logging.WARNING,
                 runtime_env={"env_vars": {**path, **environment}},
@@ -93,6 +94,24 @@ class Cluster:
         self.is_own = not asked
         self.address = str(ray.get_runtime_context().gcs_address)
         self.version = importlib.metadata.version("ray")
+
+    def _ask_entry(self, asked: str, found: str) -> None:
+        """Raise EngineError where the cluster asks for a token that this process has not.
+
+        A cluster that Ray finds by itself gets the token that Ray finds by itself.
+        """
+        from ray._raylet import GcsClient  # type: ignore[attr-defined]
+
+        if asked == "auto" and "RAY_AUTH_MODE" not in os.environ:
+            return
+        try:
+            GcsClient(address=found)
+        except self._ray.exceptions.AuthenticationError as error:
+            raise EngineError(
+                f"Ray at {found} asks for a token, and takes none of this process.",
+                hint="export RAY_AUTH_MODE=token, with the head's token in ~/.ray/auth_token "
+                "(ray get-auth-token prints it there)",
+            ) from error
 
     def nodes(self) -> list[Node]:
         """The nodes that are alive, this one first."""
