@@ -46,7 +46,7 @@ class Shell:
 
     def __init__(self, host: Host, folder: Path) -> None:
         self.host = host
-        self._log = folder / f"{host.name}.typed.log"
+        self._log = (folder / f"{host.name}.typed.log").open("w+")
         self.home = folder / f"home-{host.name}"
         self.home.mkdir()
         clean = {name: text for name, text in os.environ.items() if not name.startswith("RAY_")}
@@ -60,7 +60,7 @@ class Shell:
             cwd=self.home,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=self._log.open("w"),
+            stderr=self._log,
             text=True,
         )
 
@@ -74,14 +74,19 @@ class Shell:
         lines: list[str] = []
         while not (line := shell.stdout.readline()).startswith("ended "):
             lines.append(line)
-            assert line, f"the shell ended: {self._log.read_text()}"
+            assert line, f"the shell ended: {self.said()}"
         printed = "".join(lines)
-        assert line == "ended 0\n", f"{command}\n{printed}\n{self._log.read_text()}"
+        assert line == "ended 0\n", f"{command}\n{printed}\n{self.said()}"
         return printed
+
+    def said(self) -> str:
+        """What commands wrote to standard error."""
+        self._log.seek(0)
+        return self._log.read()
 
     def close(self) -> None:
         """End the shell and what it left on the host."""
-        for stream in (self._shell.stdin, self._shell.stdout):
+        for stream in (self._shell.stdin, self._shell.stdout, self._log):
             assert stream is not None
             stream.close()
         listed = subprocess.run(

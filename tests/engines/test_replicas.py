@@ -262,7 +262,7 @@ def test_a_node_that_says_nothing_is_named_in_time(
     monkeypatch.setattr(replicas_cluster, "_ASK_NODES_TIMEOUT_S", 0.5)
     cluster = replicas_cluster.Cluster(address, environment={})
     try:
-        with pytest.raises(EngineError, match=r"\) said nothing for 0\.5 s\.$"):
+        with pytest.raises(EngineError, match=r"\) said nothing for 0\.5 s\.\n"):
             cluster.on_every_node(subprocess.check_call, ["sleep", "30"])
     finally:
         cluster.close()

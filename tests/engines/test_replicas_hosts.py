@@ -55,10 +55,10 @@ def hosts(tmp_path: Path) -> Iterator[list[Host]]:
 class Run:
     """`paceline run` on the head's host, while something happens to the others."""
 
-    def __init__(self, head: Host, folder: Path, *arguments: str) -> None:
+    def __init__(self, head: Host, folder: Path, *arguments: str, mode: str = "accuracy") -> None:
         self.path = folder / "cluster"
         command = [sys.executable, "-m", "paceline", "run", "--engine", "replicas"]
-        command += ["--mode", "accuracy", "--out", str(self.path), *arguments]
+        command += ["--mode", mode, "--out", str(self.path), *arguments]
         command += ["--set", f"engine.replicas.address={head.address}:6379"]
         command += ["--set", "engine.replicas.backoff_s=0.5"]
         self.process = subprocess.Popen(
@@ -223,3 +223,45 @@ def test_the_last_replica_lost_ends_the_run_and_resume_finishes_it(
     assert f"{kept} samples were finished before and kept" in finished.stderr
     assert (tmp_path / "alone" / ACCURACY).read_bytes() == (run.path / ACCURACY).read_bytes()
     assert json.loads((run.path / "manifest.json").read_text())["status"] == "COMPLETE"
+
+
+def test_a_host_that_dies_while_its_copy_loads_is_left(
+    hosts: list[Host], paceline: Paceline, tmp_path: Path
+) -> None:
+    """Its copy is held where it loads; Ray has a doubt first, and notices later."""
+    head, dying, _ = hosts
+    alone = paceline("run", "--mode", "accuracy", "--engine", "fake", "--out", "alone")
+    run = Run(head, tmp_path, *FAKE)
+    run.await_that(lambda: bool(dying.replica_pids()))
+    for pid in dying.replica_pids():
+        os.kill(pid, signal.SIGSTOP)
+    dying.end_ray()
+    _, engine = run.end()
+    assert run.process.returncode == alone.code
+    assert (tmp_path / "alone" / ACCURACY).read_bytes() == (run.path / ACCURACY).read_bytes()
+    events = {(event["what"], event["host"]) for event in engine["events"]}
+    assert ("missing", dying.label) in events
+    assert {row["host"] for row in engine["replicas"] if row["is_up"]} == {
+        host.label for host in hosts if host is not dying
+    }
+
+
+def test_a_host_that_dies_between_two_tests_is_left_by_the_second(
+    hosts: list[Host], paceline: Paceline, tmp_path: Path
+) -> None:
+    """The accuracy test starts at once, while Ray lists the host that is gone."""
+    head, dying, _ = hosts
+    alone = paceline("run", "--mode", "accuracy", "--engine", "fake", "--out", "alone")
+    run = Run(head, tmp_path, *FAKE, mode="all")
+    manifest = run.path / "manifest.json"
+
+    def is_measured() -> bool:
+        tests = json.loads(manifest.read_text())["tests"] if manifest.exists() else {}
+        return bool(tests.get("performance", {}).get("status") == "COMPLETE")
+
+    run.await_that(is_measured)
+    dying.end_ray()
+    _, engine = run.end()
+    assert run.process.returncode == alone.code
+    assert (tmp_path / "alone" / ACCURACY).read_bytes() == (run.path / ACCURACY).read_bytes()
+    assert ("missing", dying.label) in {(one["what"], one["host"]) for one in engine["events"]}
