@@ -69,7 +69,7 @@ class Shell:
         shell = self._shell
         assert shell.stdin is not None
         assert shell.stdout is not None
-        shell.stdin.write(f"{command}\necho ended $?\n")
+        shell.stdin.write(f"{command}\nprintf '\\nended %s\\n' $?\n")
         shell.stdin.flush()
         lines: list[str] = []
         while not (line := shell.stdout.readline()).startswith("ended "):

@@ -214,3 +214,28 @@ def test_a_run_on_a_thousand_replicas_is_seen_with_its_pace(written: Path) -> No
     view = look(written)
     assert view.tokens_per_second == pytest.approx(5000)
     assert len(view.parts) == 1000
+
+
+@pytest.mark.slow
+def test_a_run_of_replicas_is_seen_as_one_engine_and_by_replica(tmp_path: Path) -> None:
+    pytest.importorskip("ray", reason="needs Ray: pip install 'paceline[ray]' -c constraints.txt")
+    run = tmp_path / "run"
+    sets = ("engine.replicas.engine=fake", "engine.replicas.num_replicas=2")
+    sets += ("engine.fake.tokens_per_second=20", "engine.fake.concurrency=4")
+    words = [word for one in sets for word in ("--set", one)]
+    command = [sys.executable, "-m", "paceline", *RUN, "--engine", "replicas", *words]
+    process = subprocess.Popen(
+        [*command, "--out", str(run)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        view = until(run, lambda view: bool(view.parts) and view.live_sequences == 8, 180)
+        assert view.issued is not None
+        assert view.answered is not None
+        assert abs(view.issued - view.answered - 8 - (view.waiting_sequences or 0)) <= 8
+        assert [part["name"].split()[0] for part in view.parts] == ["replica-0", "replica-1"]
+        assert [part["live_sequences"] for part in view.parts] == [4, 4]
+        process.wait(180)
+    finally:
+        process.kill()
+        process.wait()
+    assert look(run).status == "COMPLETE"
