@@ -109,6 +109,7 @@ class Seat:
     def begin_counting(self) -> None:
         """Answers and tokens of each replica begin at 0."""
         self.answered, self.tokens = [0] * len(self.names), [0] * len(self.names)
+        self.preemptions_before = 0
         for member in self.members:
             member.answered = member.tokens = 0
 
