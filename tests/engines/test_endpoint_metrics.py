@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from serving import served
 from support import Paceline
 
 from fault_server import Call, FaultServer, Reply, context, requests, right, settings
@@ -15,7 +16,6 @@ from paceline.engines import EngineState, Part, Request, endpoint_metrics
 from paceline.engines.endpoint import EndpointEngine
 from paceline.engines.endpoint_metrics import Gauges, gauges_of, with_gauges
 from paceline.serve.metrics import Metrics
-from serving import served
 
 VLLM = """\
 # HELP vllm:num_requests_running Number of requests in model execution batches.

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import os
-import sys
-from pathlib import Path
 
 import numpy as np
 import openai
-
-sys.path.insert(0, str(Path(__file__).parent))
 from serving import served
 
 from paceline.config import embedded_model

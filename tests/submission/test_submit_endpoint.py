@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from serving import Served, served
 from support import Paceline
 
 from official import official
-from serving import Served, served
 
 SERVE = (
     *("--engine", "fake", "--benchmark", "llama2-70b-99.9"),
