@@ -118,16 +118,20 @@ def options_of(tile_t: int, out_dtype: torch.dtype) -> list[str]:
     return [*stages, *tile, f"-DOUT_TYPE={_TYPES[out_dtype]}"]
 
 
-@lru_cache(maxsize=64)
-def _kernel(device_index: int, tile_t: int, out_dtype: torch.dtype) -> Kernel:
+@lru_cache(maxsize=16)
+def _kernels(device_index: int, out_dtype: torch.dtype) -> dict[int, Kernel]:
+    """Those of all tiles, compiled at the first product: no later step waits for a compiler."""
     assert device_index == torch.cuda.current_device(), "the kernel's device is not the current"
-    return compile_kernel(
-        source(tile_t),
-        "packed_linear",
-        options_of(tile_t, out_dtype),
-        threads=_THREADS,
-        shared_bytes=_shared_bytes(tile_t),
-    )
+    return {
+        tile_t: compile_kernel(
+            source(tile_t),
+            "packed_linear",
+            options_of(tile_t, out_dtype),
+            threads=_THREADS,
+            shared_bytes=_shared_bytes(tile_t),
+        )
+        for tile_t in TILES_T
+    }
 
 
 def _units(num_tokens: int, num_out: int, tile_t: int) -> int:
@@ -163,10 +167,10 @@ def launch(
     num_tokens, width = rows_TK.shape
     num_groups, num_out = scale_GN.shape
     device = rows_TK.device
+    kernels = _kernels(device.index, out_TN.dtype)
     if tile_t is None:
-        processors = torch.cuda.get_device_properties(device).multi_processor_count
-        tile_t = tile_for(num_tokens, num_out, processors)
-    kernel = _kernel(device.index, tile_t, out_TN.dtype)
+        tile_t = tile_for(num_tokens, num_out, kernels[TILES_T[0]].num_processors)
+    kernel = kernels[tile_t]
     arguments = [
         tensor_map(rows_TK.view(torch.uint8), Box(tile_t // CLUSTER, BLOCK, swizzle=128)),
         tensor_map(packed, Box(TILE, BLOCK // 2)),
