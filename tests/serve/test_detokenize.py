@@ -6,7 +6,7 @@ import itertools
 from functools import cache
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models
 
@@ -49,6 +49,8 @@ def in_parts(tokenizer: TextTokenizer, ids: list[int], sizes: list[int]) -> list
 
 @pytest.mark.parametrize("kind", [byte_level, byte_fallback])
 @settings(deadline=None, max_examples=60)
+# The vocabulary lacks a byte of the first two: six broken ones come before a whole character.
+@example(text="\U00040000\U00040000\U000c0000", sizes=[])
 @given(text=st.text(max_size=40), sizes=st.lists(st.integers(1, 5), max_size=10))
 def test_the_parts_of_a_text_are_whole_characters_and_make_it_up(kind, text, sizes) -> None:
     tokenizer = kind()

@@ -18,9 +18,10 @@ __all__ = ["Detokenizer", "StopFinder"]
 
 # What a decoder writes for bytes that are no character (yet).
 _REPLACEMENT = "\ufffd"
-# A character is at most four bytes, so four tokens; a model may emit broken bytes for ever, and
-# waiting longer than this would hold them back for ever.
+# A model may emit broken bytes for ever, and waiting longer than this would hold them back for ever.
 _MAX_HELD_TOKENS = 8
+# A character is at most four bytes, so that three tokens may be the beginning of one.
+_MAX_BEGUN_TOKENS = 3
 
 
 class Detokenizer:
@@ -40,7 +41,7 @@ class Detokenizer:
             [self._ids[self._prefix : self._read], self._ids[self._prefix :]]
         )
         if after.endswith(_REPLACEMENT):
-            return self._add_whole(before, after)
+            return self._add_whole(before)
         self._prefix, self._read = self._read, len(self._ids)
         return after[len(before) :]
 
@@ -52,7 +53,7 @@ class Detokenizer:
         self._prefix = self._read = len(self._ids)
         return after[len(before) :]
 
-    def _add_whole(self, before: str, after: str) -> str:
+    def _add_whole(self, before: str) -> str:
         """The text ends in half a character: what of it stands before that."""
         newest = len(self._ids)
         oldest = max(self._read, newest - _MAX_HELD_TOKENS)
@@ -63,8 +64,10 @@ class Detokenizer:
                 return text[len(before) :]
         if newest - self._read <= _MAX_HELD_TOKENS:
             return ""
-        self._prefix, self._read = self._read, newest
-        return after[len(before) :]
+        end = newest - _MAX_BEGUN_TOKENS
+        (text,) = self._tokenizer.decode_batch([self._ids[self._prefix : end]])
+        self._prefix, self._read = self._read, end
+        return text[len(before) :]
 
 
 class StopFinder:
