@@ -96,12 +96,14 @@ def test_the_fake_engine_counts_no_answer_of_the_measurement_before(
 def test_the_native_engine_counts_no_step_of_the_measurement_before(
     paceline: Paceline, tmp_path: Path
 ) -> None:
-    model = save_llama(tmp_path / "toy", vocab_size=49152)
+    # The demo's longest prompt has 499 tokens.
+    model = save_llama(tmp_path / "toy", vocab_size=49152, max_position_embeddings=1024)
     small = sets("engine.native.max_live_sequences=8", "engine.native.max_step_tokens=128")
     tokenizer = sets(f"data.tokenizer={embedded_model()}")
     words = ("run", "--engine", "native", "--model", model, "--mode", "performance", *tokenizer)
     outcome = paceline(*words, *SIZED, *small, "--out", "run")
     facts, _ = read(tmp_path, "performance")
+    assert facts["status"] == "COMPLETE", outcome
     (copy,) = facts["engine"]["copies"]
     assert copy["sampled_tokens"] == facts["tokens"], outcome
     assert copy["steps"] > facts["tokens"] / 8

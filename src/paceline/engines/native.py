@@ -51,6 +51,8 @@ class NativeEngine:
         self._facts: dict[str, Any] = {}
         # Of each copy, what it is to forget before its next step.
         self._cancelled: list[set[int]] = [set() for _ in range(config.data_parallel)]
+        # Copies, by id, whose thread steps or is about to.
+        self._busy: set[int] = set()
         # Sinks that want each token, by identity: they are looked up once a token.
         self._stream_sinks: dict[int, StreamSink] = {}
         self._failure: EngineError | None = None
@@ -126,8 +128,9 @@ class NativeEngine:
 
     def begin_counting(self) -> None:
         with self._changed:
-            # What was cancelled leaves with the step that is under way.
-            self._changed.wait_for(lambda: self._failure or all(e.is_idle for e in self._copies))
+            # What was cancelled leaves with the step that is under way, whose tokens are counted
+            # after its sequences are gone: only the thread that steps knows when it is done.
+            self._changed.wait_for(lambda: self._failure or not (self._busy or self._pile))
             for engine in self._copies:
                 engine.begin_counting()
 
@@ -213,6 +216,7 @@ class NativeEngine:
             self._changed.wait_for(lambda: self._pile or self._closing)
             if self._closing:
                 return False
+            self._busy.add(id(engine))
         self._top_up(engine)
         return True
 
@@ -235,6 +239,7 @@ class NativeEngine:
             self._top_up(engine)
         with self._changed:
             cancelled.clear()
+            self._busy.discard(id(engine))
             self._changed.notify_all()
 
     def _forget(self, engine: Any, cancelled: set[int]) -> None:
