@@ -171,6 +171,18 @@ def test_a_process_that_does_not_return_its_call_is_silent() -> None:
     assert "silent" in str(seat.trouble(11.0, timeout_s=10.0))
 
 
+def test_a_replica_that_went_silent_while_it_made_nothing_is_called_silent() -> None:
+    seat = seat_of()
+    seat.members[0].held = {0: (0.0, 0.0)}
+    seat.is_asked = True
+    seat.heard_s = 1.5
+    assert seat.trouble(9.0, timeout_s=10.0) is None
+    assert "said nothing for 9.5 s" in str(seat.trouble(11.0, timeout_s=10.0))
+    # One that says so is stalled.
+    seat.heard_s = 8.0
+    assert "stalled" in str(seat.trouble(11.0, timeout_s=10.0))
+
+
 def test_the_copied_engines_settings_are_its_own_keys() -> None:
     overrides = ("engine.name=replicas", "engine.replicas.engine=fake", "engine.fake.output_len=9")
     resolved = config.resolve(config.read_settings(None, overrides), None)

@@ -134,10 +134,15 @@ class Seat:
 
     def trouble(self, now_s: float, timeout_s: float) -> str | None:
         """Why a ready process is to be taken for lost; None while it does well."""
-        if self.is_asked and now_s - self.heard_s > timeout_s:
-            return f"silent: said nothing for {now_s - self.heard_s:.1f} s"
+        silent_s = now_s - self.heard_s if self.is_asked else 0.0
+        silent = f"silent: said nothing for {silent_s:.1f} s"
+        if silent_s > timeout_s:
+            return silent
         for member, since_s in zip(self.members, self.progress_s, strict=True):
             if member.held and now_s - since_s > timeout_s:
+                # Who makes nothing still says so, twice in that time at the least.
+                if silent_s > timeout_s / 2:
+                    return silent
                 return (
                     f"stalled: {member.name} made nothing for {now_s - since_s:.1f} s with "
                     f"{len(member.held)} samples"
