@@ -18,7 +18,7 @@ __all__ = ["Detokenizer", "StopFinder"]
 
 # What a decoder writes for bytes that are no character (yet).
 _REPLACEMENT = "\ufffd"
-# A model may emit broken bytes for ever, and waiting longer than this would hold them back for ever.
+# A model may emit broken bytes for ever: waiting longer than this would hold them back as long.
 _MAX_HELD_TOKENS = 8
 # A character is at most four bytes, so that three tokens may be the beginning of one.
 _MAX_BEGUN_TOKENS = 3
