@@ -292,7 +292,7 @@ def check_packed_sm90(case: Case) -> None:
     # More tiles than programs as well, so that a program goes from one to the next.
     tokens = case.rng.choice([1, 65, 128, case.rng.randint(66, 400), 128 * 23])
     stored = torch.randint(0, 256, (out, width // 2), dtype=torch.uint8, device=case.device)
-    assert packed_sm90.can_hold(out, group, stored)
+    assert packed_sm90.can_hold(out, group, stored.device)
     weight = packed.PackedWeight(
         packed_sm90.lay_out(stored),
         scales_of(case, width // group, out, torch.bfloat16),

@@ -49,6 +49,11 @@ def test_scales_become_normal_ones_whose_multiples_are_e4m3_numbers() -> None:
     # What is wider than 2,048 times the least is said in the docstring.
     far, _ = packed.normal_scales(torch.tensor([[1.0, 2.0**-20]], dtype=torch.bfloat16))
     assert far[0, 1] == 2.0**-6
+    # Groups, and whole outputs, of zeros.
+    zeros = torch.tensor([[0.0, 1.0], [0.0, 0.0], [2.0**-126] * 2], dtype=torch.bfloat16)
+    ratio_NG, row_scale_N = packed.normal_scales(zeros)
+    assert bool(ratio_NG.isfinite().all())
+    assert bool((row_scale_N > 0).all())
 
 
 def test_a_weight_for_fp8_products_is_code_times_scale_in_four_significant_bits() -> None:

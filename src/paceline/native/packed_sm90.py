@@ -67,9 +67,9 @@ _TYPES = {torch.bfloat16: 0, torch.float16: 1}
 _BLOCK_COST = 115
 
 
-def can_hold(num_out: int, group_len: int, stored: Tensor) -> bool:
-    """Whether a weight of these shapes, and where `stored` is, is to be held for this kernel."""
-    return is_hopper(stored.device) and num_out % 16 == 0 and group_len % BLOCK == 0
+def can_hold(num_out: int, group_len: int, device: torch.device) -> bool:
+    """Whether a weight of these shapes is to be held for this kernel on a device."""
+    return is_hopper(device) and num_out % 16 == 0 and group_len % BLOCK == 0
 
 
 def sign_and_rest(code: Tensor) -> Tensor:

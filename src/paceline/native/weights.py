@@ -182,15 +182,16 @@ def _packed(parts: list[Part]) -> PackedWeight:
             [(1.0 / part.global_scale).expand(part.weight_NK.shape[0]) for part in parts]
         ).contiguous()
     stored, scale_NG = _stack([part.weight_NK for part in parts]), _stack(scales)
-    num_out, width = stored.shape[0], 2 * stored.shape[1]
-    block = block_len_of(width, width // scale_NG.shape[1])
+    width, num_groups = 2 * stored.shape[1], scale_NG.shape[1]
+    block = block_len_of(width, width // num_groups)
+    is_for_sm90 = False
     if kind == "int4-e4m3":
         scale_NG, row_scale_N = normal_scales(scale_NG)
-    scale_GN = scale_NG.t().contiguous()
-    if kind == "int4-e4m3" and packed_sm90.can_hold(num_out, width // scale_GN.shape[0], stored):
-        codes = packed_sm90.lay_out(stored)
-        return PackedWeight(codes, scale_GN, row_scale_N, kind, block, is_for_sm90=True)
-    return PackedWeight(lay_out(stored, block, kind), scale_GN, row_scale_N, kind, block)
+        is_for_sm90 = packed_sm90.can_hold(len(stored), width // num_groups, stored.device)
+    codes = packed_sm90.lay_out(stored) if is_for_sm90 else lay_out(stored, block, kind)
+    return PackedWeight(
+        codes, scale_NG.t().contiguous(), row_scale_N, kind, block, is_for_sm90=is_for_sm90
+    )
 
 
 def _per_channel(part: Part) -> tuple[Tensor, Tensor]:
