@@ -13,6 +13,9 @@ import pytest
 from cards import finding
 from support import Paceline
 
+from paceline.config import demo_dataset
+from paceline.mlperf.dataset import load_dataset
+
 LLAMA = {
     "model_type": "llama",
     "num_hidden_layers": 1,
@@ -121,6 +124,21 @@ def test_a_missing_or_short_shard_is_named(quick: Paceline, tmp_path: Path) -> N
     assert missing["level"] == "blocker"
     assert f"{shard.name} is missing" in missing["seen"]
     assert f"paceline model fetch SOURCE {model.name}" in missing["mend"]
+
+
+def test_samples_that_are_too_long_for_the_engine_are_found(quick: Paceline) -> None:
+    fits = finding(quick("--engine", "native"), "samples fit")
+    assert fits["level"] == "ok"
+    longest = int(load_dataset(demo_dataset()).prompt_lens.max())
+    assert fits["seen"].startswith(f"{longest} + 32 tokens at the most, and the checkpoint's")
+    small = quick("--engine", "native", "--set", "engine.native.kv_pages=1")
+    assert small.code == 1
+    told = finding(small, "samples fit")
+    assert told["level"] == "blocker"
+    assert f"the longest prompt has {longest} tokens" in told["seen"]
+    assert told["mend"].startswith(f"--set engine.native.kv_pages={-(-(longest + 32) // 32)},")
+    unknown = quick("--engine", "fake").json["not_checked"]
+    assert "samples fit" in {one["name"] for one in unknown}
 
 
 def test_a_wrong_dataset_and_a_checkpoint_elsewhere(quick: Paceline, tmp_path: Path) -> None:

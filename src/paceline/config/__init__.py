@@ -7,10 +7,12 @@
     resolve.py    RunConfig, and how "auto" becomes a value
     scenario.py   what the scenario decides: LoadGen's settings, the search for a rate
     serving.py    the same for a server: an engine and its model alone
+    context.py    whether the samples fit the engine
 
 All validation that needs no device happens here, before torch or LoadGen is imported.
 """
 
+from paceline.config.context import context_limit, refuse_long_samples
 from paceline.config.resolve import (
     RANDOM_WEIGHTS,
     RunConfig,
@@ -33,11 +35,13 @@ __all__ = [
     "LoadGenSettings",
     "RunConfig",
     "Setting",
+    "context_limit",
     "demo_dataset",
     "effective_values",
     "embedded_model",
     "known_keys",
     "read_settings",
+    "refuse_long_samples",
     "resolve",
     "resolve_engine",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass, field
 
+from paceline.engines.context_limit import ContextLimit, stored_limit
 from paceline.engines.knobs import ANSWERS, Knob, divisors, powers
 from paceline.engines.server_plan import merged
 from paceline.engines.server_presets import PRESETS
@@ -91,6 +92,20 @@ class ManagedConfig:
 
     preflight: str = "strict"
     """strict: a check of the servers that fails stops the run; warn: it is put on record."""
+
+    def context_limit(self, stored_len: int | None) -> ContextLimit | None:
+        """max_model_len where the preset's flags say it, and extra_args do not say otherwise."""
+        preset = PRESETS[self.preset]
+        if not preset.context_flags:
+            return stored_limit(stored_len)
+        flags = [(flag, None) for flag in preset.context_flags]
+        if merged(preset, flags, self.extra_args)[1]:
+            return None
+        return ContextLimit(
+            tokens=self.max_model_len,
+            said="engine.managed.max_model_len",
+            mend=lambda need: f"--set engine.managed.max_model_len={need}",
+        )
 
     def knobs(self, num_gpus: int) -> tuple[Knob, ...]:
         """What may make it faster: the preset's own flags, and how the GPUs are shared out."""

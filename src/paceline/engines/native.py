@@ -28,6 +28,7 @@ from paceline.engines import (
     Sink,
     StreamSink,
 )
+from paceline.engines.context_limit import refuse_longest, stored_limit
 from paceline.engines.native_settings import NativeConfig
 from paceline.errors import CheckpointError, EngineError, MissingExtraError
 
@@ -70,6 +71,7 @@ class NativeEngine:
         for copy in range(self._config.data_parallel):
             name = f"cuda:{copy}" if device == "cuda" and self._config.data_parallel > 1 else device
             self._copies.append(self._start_copy(name, torch))
+            self._refuse_longest(self._copies[-1])
         self._facts = {
             "device": device,
             "device_name": torch.cuda.get_device_name() if device == "cuda" else "cpu",
@@ -154,6 +156,19 @@ class NativeEngine:
                 for i, one in enumerate(copies)
             ),
         )
+
+    def _refuse_longest(self, engine: Any) -> None:
+        """Raise InputError when the run has a prompt that a copy, now loaded, cannot hold."""
+        context = self._context
+        if not context.longest_prompt_len:
+            return
+        limits = (
+            stored_limit(engine.resolved.max_context_len),
+            self._config.cache_limit(engine.scheduler.allocator.num_pages),
+        )
+        for limit in limits:
+            if limit is not None:
+                refuse_longest(limit, context.longest_prompt_len, context.max_new_tokens)
 
     def _precision(self) -> dict[str, Any]:
         """What the weights are stored as, how products run, and in which type."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from paceline.engines.context_limit import ContextLimit, stored_limit
 from paceline.engines.knobs import ANSWERS, Knob, divisors, powers
 from paceline.errors import InputError
 
@@ -61,6 +62,29 @@ class NativeConfig:
     def in_flight(self) -> int:
         """Requests that keep the engine full: a quarter more than live at once."""
         return self.max_live_sequences * 5 // 4 * self.data_parallel
+
+    def context_limit(self, stored_len: int | None) -> ContextLimit | None:
+        """The checkpoint's, or all of a cache whose pages are given."""
+        stored = stored_limit(stored_len)
+        if not self.kv_pages:
+            return stored
+        cache = self.cache_limit(self.kv_pages)
+        return cache if stored is None or cache.tokens < stored.tokens else stored
+
+    def cache_limit(self, num_pages: int) -> ContextLimit:
+        """What a cache of so many pages holds of one sample."""
+
+        def mend(need: int) -> str:
+            if self.kv_pages:
+                pages = -(-need // self.page_len)
+                return f"--set engine.native.kv_pages={pages}, or 0 for what the memory holds"
+            return "raise engine.native.kv_memory_fraction or engine.native.tensor_parallel"
+
+        return ContextLimit(
+            tokens=num_pages * self.page_len,
+            said=f"the KV cache of {num_pages} pages",
+            mend=mend,
+        )
 
     def knobs(self, num_gpus: int) -> tuple[Knob, ...]:
         """What may make it faster: budgets, pages, and on GPUs the share of memory and copies."""

@@ -27,18 +27,16 @@ import queue
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from paceline.engines import Completion, EngineContext, Request, Sink
-from paceline.engines.knobs import ANSWERS, Knob, powers
+from paceline.engines.reference_settings import ReferenceConfig
 from paceline.errors import (
     CheckpointError,
     EngineError,
-    InputError,
     MissingExtraError,
     PacelineError,
 )
@@ -46,57 +44,6 @@ from paceline.errors import (
 __all__ = ["ReferenceConfig", "ReferenceEngine", "batches", "load_model"]
 
 log = logging.getLogger(__name__)
-
-_DTYPES = ("float32", "bfloat16", "float16")
-_DEVICES = ("auto", "cpu", "cuda", "rocm")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ReferenceConfig:
-    """Settings of the reference engine."""
-
-    dtype: str = field(default="float32", metadata=ANSWERS)
-    """float32, bfloat16 or float16: weights, activations and KV cache."""
-
-    device: str = field(default="auto", metadata=ANSWERS)
-    """cpu, cuda, rocm, or auto: the first GPU if the machine has one."""
-
-    batch_size: int = 64
-    """Most prompts decoded together."""
-
-    max_padded_tokens: int = 8192
-    """Most prompt tokens of a batch, its padding counted."""
-
-    num_threads: int = 0
-    """CPU threads of PyTorch; 0 leaves PyTorch's own choice."""
-
-    @property
-    def in_flight(self) -> int:
-        """Requests that keep the engine full: a batch, and the next one."""
-        return 2 * self.batch_size
-
-    def knobs(self, num_gpus: int) -> tuple[Knob, ...]:
-        """What may make it faster: the batches."""
-        del num_gpus
-        return (Knob("batch_size", powers(1, 256)), Knob("max_padded_tokens", powers(512, 65536)))
-
-    def __post_init__(self) -> None:
-        if self.dtype not in _DTYPES:
-            raise InputError(
-                f"engine.reference.dtype is '{self.dtype}'.",
-                hint=f"one of {', '.join(_DTYPES)}; FP8 and four bits are a checkpoint's: "
-                "paceline quantize, then --model OUT",
-            )
-        if self.device not in _DEVICES:
-            raise InputError(
-                f"engine.reference.device is '{self.device}'.",
-                hint=f"one of {', '.join(_DEVICES)}",
-            )
-        if self.batch_size < 1 or self.max_padded_tokens < 1 or self.num_threads < 0:
-            raise InputError(
-                "engine.reference: batch_size, max_padded_tokens or num_threads is too small.",
-                hint="batch_size and max_padded_tokens are at least 1, num_threads at least 0",
-            )
 
 
 class ReferenceEngine:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from paceline.engines import config_class
+from paceline.engines.context_limit import ContextLimit
 from paceline.engines.knobs import ANSWERS, Knob, powers
 from paceline.engines.managed_settings import variables
 from paceline.engines.server_presets import PRESETS
@@ -81,6 +82,12 @@ class ReplicasConfig:
     """Variables for the copies, as "NAME=value NAME=value"."""
 
     inner: Any = dataclasses.field(default=None, metadata={"is_key": False})
+
+    def context_limit(self, stored_len: int | None) -> ContextLimit | None:
+        """That of the engine that is copied."""
+        limit_of = getattr(self.inner, "context_limit", None)
+        found: ContextLimit | None = None if limit_of is None else limit_of(stored_len)
+        return found
 
     def knobs(self, num_gpus: int) -> tuple[Knob, ...]:
         """What may make it faster on the head's side; the copied engine is tuned by itself."""

@@ -52,7 +52,8 @@ class Preset:
     `vendor` is nvidia, amd or None for one that runs on a CPU; `kind` the endpoint engine's word
     for it. `head` gives the words before the flags. `config` is written to the plan's
     `config_path`. `no_reuse` is the flag that turns off the reuse of prompts, or names the file
-    that does; None where no flag does. `aliases` are other spellings of the preset's flags.
+    that does; None where no flag does. `context_flags` decide how long a request may be, empty
+    where the checkpoint does. `aliases` are other spellings of the preset's flags.
     `budgets` holds (least memory of a server's GPUs in GiB, sequences, tokens a step), largest
     first.
     """
@@ -64,6 +65,7 @@ class Preset:
     flags: Callable[[ServerPlan], list[Flag]]
     config: Callable[[ServerPlan], dict[str, Any]] | None = None
     no_reuse: str | None = None
+    context_flags: tuple[str, ...] = ()
     health_path: str = "/health"
     environment: Mapping[str, str] = field(default_factory=dict)
     version_words: tuple[str, ...] | None = None

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from paceline import engines
-from paceline.config import RunConfig
+from paceline.config import RunConfig, refuse_long_samples
 from paceline.engines.probe import Probe, ProbeResult
 from paceline.harness.query_size import query_len, stated_qps
 from paceline.mlperf import dataset, rules
@@ -84,7 +84,9 @@ def context_of(
     streaming: bool,
     kept: Path | None = None,
 ) -> engines.EngineContext:
-    """What the run's engine is told of the benchmark."""
+    """What the run's engine is told of the benchmark. Raises InputError for too long a prompt."""
+    lens = [len(prompt) for prompt in prompts]
+    refuse_long_samples(config, lens)
     benchmark, path = rules.benchmark(config.benchmark), config.tokenizer_path
     return engines.EngineContext(
         model=config.model_path,
@@ -94,7 +96,7 @@ def context_of(
         log_dir=log_dir,
         report=report,
         streaming=streaming,
-        longest_prompt_len=max((len(prompt) for prompt in prompts), default=0),
+        longest_prompt_len=max(lens, default=0),
         codec=None if path is None else lambda: load_tokenizer(path),
         kept=kept,
     )

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from paceline.config import RANDOM_WEIGHTS, RunConfig, Setting
+from paceline.config import RANDOM_WEIGHTS, RunConfig, Setting, refuse_long_samples
 from paceline.errors import InterruptedRun, PacelineError, RunDirError
 from paceline.harness import audit, final_rate, loadgen, process, provenance, verdict
 from paceline.harness.hosting import Hosting
@@ -240,7 +240,8 @@ def _check_dataset(config: RunConfig) -> str:
     Returns the file's SHA-256, which reading it gave.
     """
     loaded = dataset.load_dataset(config.data_path, trust_pickle=config.trust_pickle)
-    rules.sample_rows(loaded.num_samples, config.num_samples)
+    rows = rules.sample_rows(loaded.num_samples, config.num_samples)
+    refuse_long_samples(config, loaded.prompt_lens[rows].tolist())
     return loaded.sha256
 
 

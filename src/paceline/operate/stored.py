@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from paceline.config import AUTO, demo_dataset, embedded_model
-from paceline.errors import PacelineError
-from paceline.mlperf import dataset
+from paceline.config import AUTO, context_limit, demo_dataset, embedded_model
+from paceline.engines.context_limit import refuse_samples
+from paceline.errors import InputError, PacelineError
+from paceline.mlperf import dataset, rules
 from paceline.mlperf.tokenizer import load_tokenizer
 from paceline.models import verify_headers
 from paceline.operate.finding import Finding, blocker, fine, warning
@@ -44,7 +45,9 @@ def model_bytes(asked: Asked) -> int | None:
 def file_findings(asked: Asked) -> tuple[list[Finding], list[tuple[str, str]]]:
     """Findings on the files, and what of them was not looked at."""
     findings = [*_checkpoint(asked), *_dataset(asked), *_tokenizer(asked)]
-    skipped = []
+    fit = _samples(asked)
+    findings += [fit] if isinstance(fit, Finding) else []
+    skipped = [("samples fit", fit)] if isinstance(fit, str) else []
     if not asked.needs_model:
         skipped.append(("checkpoint", f"the {asked.config.engine} engine reads none here"))
     if asked.model_folder is not None:
@@ -127,7 +130,7 @@ def _dataset(asked: Asked) -> list[Finding]:
     if asked.data == AUTO and benchmark.is_mlperf:
         seen = f"none is named; {benchmark.name} needs the OpenOrca samples"
         return [blocker(name, seen, why=why, mend=build)]
-    path = demo_dataset() if asked.data == AUTO else Path(asked.data).expanduser()
+    path = _data_place(asked)
     if not path.is_file():
         return [blocker(name, f"{path} is not there", why=why, mend=build)]
     verify = f"paceline data verify {path} --benchmark {benchmark.name}"
@@ -145,6 +148,31 @@ def _dataset(asked: Asked) -> list[Finding]:
         return [blocker(name, seen, why=why, mend=f"{verify}   then fetch it again, or {build}")]
     md5 = next(one.detail for one in found if one.rule == "md5")
     return [fine(name, f"{path.name}: {len(found)} rules kept, md5 {md5}", why=why)]
+
+
+def _data_place(asked: Asked) -> Path:
+    return demo_dataset() if asked.data == AUTO else Path(asked.data).expanduser()
+
+
+def _samples(asked: Asked) -> Finding | str:
+    """Whether each prompt and its answer fit the engine, or why that is not known."""
+    name, why = "samples fit", "the run is refused: an engine holds no more of one sample"
+    limit = context_limit(asked.settings, model_place(asked))
+    if limit is None:
+        return "nothing that is here says how long a sample the engine holds"
+    most = asked.benchmark.max_new_tokens
+    try:
+        loaded = dataset.load_dataset(_data_place(asked), trust_pickle=asked.trust_pickle)
+        rows = rules.sample_rows(loaded.num_samples, asked.config.num_samples)
+        lens = loaded.prompt_lens[rows].tolist()
+    except PacelineError:
+        return "the samples cannot be read"
+    try:
+        refuse_samples(limit, lens, most)
+    except InputError as error:
+        return blocker(name, error.message, why=why, mend=error.hint or "")
+    seen = f"{max(lens)} + {most} tokens at the most, and {limit.said} is {limit.tokens}"
+    return fine(name, seen, why=why)
 
 
 def _tokenizer(asked: Asked) -> list[Finding]:
