@@ -51,6 +51,10 @@ def hear(seat: Seat, made: int, **known: Any) -> None:
     seat.hear(pack_news((), (), (), states=states, cpu_s=0.0), now_s=1.0)
 
 
+def made_by(state: EngineState) -> int:
+    return sum(part.tokens or 0 for part in state.parts)
+
+
 def pool_of(count: int) -> Pool:
     pool = Pool(PoolPolicy(retries=1, is_offline=True, may_double=False))
     pool.add(requests_of(count), Quiet())  # type: ignore[arg-type]
@@ -97,6 +101,43 @@ def test_a_replica_that_is_lost_stays_a_part_with_what_it_made() -> None:
     assert (state.parts[1].tokens, state.parts[1].is_up, state.preemptions) == (55, True, 5)
 
 
+def test_what_lies_in_the_queues_of_servers_is_summed_and_waits() -> None:
+    seats = [seat_of(index, held=9) for index in range(3)]
+    hear(seats[0], 1, live_sequences=6, waiting_sequences=3, queued_at_servers=2)
+    hear(seats[1], 1, live_sequences=5, waiting_sequences=4, queued_at_servers=4)
+    hear(seats[2], 1, live_sequences=9)
+    state = state_of(seats, pool_of(30))
+    assert (state.live_sequences, state.waiting_sequences) == (20, 10)
+    assert state.queued_at_servers == 6
+    assert state.taken_on == 26
+    assert state_of([seats[2]], pool_of(9)).queued_at_servers is None
+
+
+def test_tokens_begin_at_0_when_counting_does() -> None:
+    """By the word of the process, which may know of more than was heard of it."""
+    seat = seat_of(0, held=1)
+    pool = pool_of(4)
+    hear(seat, 40)
+    seat.rise(now_s=2.0)
+    seat.sit([Member("replica-0", capacity=64, reserve=1)], {}, now_s=3.0)
+    hear(seat, 50)
+    assert made_by(state_of([seat], pool)) == 90
+    seat.begin_counting([58])
+    assert made_by(state_of([seat], pool)) == 0
+    hear(seat, 58)
+    assert made_by(state_of([seat], pool)) == 0
+    hear(seat, 61)
+    assert made_by(state_of([seat], pool)) == 3
+    seat.rise(now_s=4.0)
+    assert made_by(state_of([seat], pool)) == 3
+    seat.sit([Member("replica-0", capacity=64, reserve=1)], {}, now_s=5.0)
+    hear(seat, 10)
+    assert made_by(state_of([seat], pool)) == 13
+    seat.begin_counting(None)
+    hear(seat, 12)
+    assert made_by(state_of([seat], pool)) == 2
+
+
 @contextmanager
 def running(tmp_path: Path, *, streaming: bool, **fake: Any) -> Iterator[ReplicasEngine]:
     context = EngineContext(
@@ -139,6 +180,22 @@ def test_the_engine_says_what_is_under_way_and_nothing_before_and_after(tmp_path
     assert [part.name for part in state.parts] == ["replica-0 on a", "replica-1 on b"]
     assert [part.live_sequences for part in state.parts] == [4, 4]
     assert engine.state() == EngineState()
+
+
+def test_each_replica_counts_its_tokens_from_when_counting_began(tmp_path: Path) -> None:
+    with running(tmp_path, streaming=False, output_len=10) as engine:
+        made = {}
+        for count in (24, 6):
+            engine.begin_counting()
+            engine.submit(requests_of(count), Quiet())  # type: ignore[arg-type]
+            engine.drain()
+            end_s = time.monotonic() + 10
+            while made_by(engine.state()) < 10 * count:
+                assert time.monotonic() < end_s
+                time.sleep(0.01)
+            time.sleep(0.3)  # longer than report_s: more would be heard by now
+            made[count] = made_by(engine.state())
+    assert made == {24: 240, 6: 60}
 
 
 @pytest.mark.parametrize("streaming", [False, True])

@@ -114,14 +114,14 @@ class ReplicasEngine:
         return self._running()
 
     def begin_counting(self) -> None:
-        self._ask_all("begin_counting")
-        self._running().begin_counting()
+        told = self._ask_all("begin_counting")
+        self._running().begin_counting({who: made for who, made in told if made is not None})
         self._began = None
 
     def describe(self) -> dict[str, Any]:
         assert self._cluster is not None
         head, cluster, now_s = self._running(), self._cluster, time.monotonic()
-        answers = self._ask_all("describe")
+        answers = [answer for _, answer in self._ask_all("describe")]
         told = [one for answer in answers for one in answer or ()]
         first = told[0] if told else {}
         replicas = [row for seat in head.seats for row in seat.describe(now_s)]
@@ -143,12 +143,20 @@ class ReplicasEngine:
         }
         return facts | {"notes": _notes(facts, told)}
 
-    def _ask_all(self, method: str) -> list[Any]:
-        """Call a method of every process that is ready; None for each that does not answer."""
+    def _ask_all(self, method: str) -> list[tuple[tuple[int, int], Any]]:
+        """Call a method of every process that is ready.
+
+        Returns each one's seat and generation with its answer, None where it does not answer.
+        """
         assert self._cluster is not None
-        present = [seat for seat in self._running().seats if seat.state == "ready"]
-        processes = [seat.process for seat in present if seat.process is not None]
-        return self._cluster.ask_all(processes, method, timeout_s=_DESCRIBE_TIMEOUT_S)
+        present = [
+            ((seat.index, seat.generation), seat.process)
+            for seat in self._running().seats
+            if seat.state == "ready" and seat.process is not None
+        ]
+        processes = [process for _, process in present]
+        answers = self._cluster.ask_all(processes, method, timeout_s=_DESCRIBE_TIMEOUT_S)
+        return [(who, answer) for (who, _), answer in zip(present, answers, strict=True)]
 
     def _running(self) -> Head:
         assert self._head is not None, "the engine was not started"

@@ -14,7 +14,7 @@ import queue
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from paceline.engines import Completion, EngineState, Request, Sink
@@ -86,10 +86,13 @@ class Head:
         with self._changed:
             self._changed.wait_for(lambda: self._pending == 0)
 
-    def begin_counting(self) -> None:
-        """Count from now on what replicas answer and what becomes of samples."""
+    def begin_counting(self, made: Mapping[tuple[int, int], Sequence[int]]) -> None:
+        """Count from now on what replicas answer and make, and what becomes of samples.
+
+        `made` has the tokens so far of each replica of a process, by its seat and generation.
+        """
         begun = threading.Event()
-        self._post(self._on_counting, begun)
+        self._post(self._on_counting, made, begun)
         while self.failure is None and not begun.wait(_TICK_S):
             pass  # a head that failed does nothing more
 
@@ -162,11 +165,13 @@ class Head:
             return
         self.pool.add(requests, sink)
 
-    def _on_counting(self, begun: threading.Event) -> None:
+    def _on_counting(
+        self, made: Mapping[tuple[int, int], Sequence[int]], begun: threading.Event
+    ) -> None:
         self.pool.counts.clear()
         self.counts.clear()
         for seat in self.seats:
-            seat.begin_counting()
+            seat.begin_counting(made.get((seat.index, seat.generation)))
         begun.set()
 
     def _deal(self, now_s: float) -> None:

@@ -155,12 +155,12 @@ class ReplicaHost:
         """What each engine says of itself."""
         return [engine.describe() for engine in self._engines]
 
-    def begin_counting(self) -> list[dict[str, Any]]:
-        """Have each engine count from now on; nothing is told."""
+    def begin_counting(self) -> list[int]:
+        """Have each engine count from now on; returns the tokens that each has made so far."""
         for engine in self._engines:
             if isinstance(engine, engines.CountingEngine):
                 engine.begin_counting()
-        return []
+        return [box.made for box in self._boxes]
 
     def close(self) -> None:
         """End the engines: servers that they started end with them."""

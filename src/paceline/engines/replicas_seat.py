@@ -49,6 +49,8 @@ class Seat:
 
     `state` is starting, ready, away (to be started again at `due_s`), missing (no node had room
     for it at the start) or given up. Of its `restarts` so many are `excused`: a node was at fault.
+    Of the tokens that the present process has `made`, the `uncounted` came before counting began;
+    `made_before` are those of lost processes.
     """
 
     index: int
@@ -64,6 +66,7 @@ class Seat:
     is_asked: bool = False
     heard_s: float = 0.0
     made: list[int] = field(default_factory=list)
+    uncounted: list[int] = field(default_factory=list)
     made_before: list[int] = field(default_factory=list)
     states: list[EngineState] = field(default_factory=list)
     preemptions_before: int = 0
@@ -85,7 +88,7 @@ class Seat:
     def sit(self, members: list[Member], facts: dict[str, Any], now_s: float) -> None:
         """A process is ready."""
         self.made_before = self.made_before or [0] * len(members)
-        self.made = [0] * len(members)
+        self.made, self.uncounted = [0] * len(members), [0] * len(members)
         self.states = [EngineState()] * len(members)
         self.state, self.members, self.facts = "ready", members, facts
         self.progress_s = [now_s] * len(members)
@@ -99,15 +102,21 @@ class Seat:
             for place, member in enumerate(self.members):
                 self.answered[place] += member.answered
                 self.tokens[place] += member.tokens
-                self.made_before[place] += self.made[place]
+                self.made_before[place] = self.num_made(place)
             self.preemptions_before += sum(one.preemptions or 0 for one in self.states)
         self.generation += 1
         self.state, self.process, self.members = "away", None, []
-        self.made, self.states = [0] * len(self.made), []
+        self.made, self.uncounted = [0] * len(self.made), [0] * len(self.made)
+        self.states = []
         self.outgoing, self.forgotten, self.is_asked = [], {}, False
 
-    def begin_counting(self) -> None:
-        """Answers and tokens of each replica begin at 0."""
+    def begin_counting(self, made: Sequence[int] | None) -> None:
+        """Answers and tokens of each replica begin at 0.
+
+        `made` is what each has made by its own word, None where the process did not say.
+        """
+        self.uncounted = list(self.made if made is None else made)
+        self.made_before = [0] * len(self.made_before)
         self.answered, self.tokens = [0] * len(self.names), [0] * len(self.names)
         self.preemptions_before = 0
         for member in self.members:
@@ -150,9 +159,13 @@ class Seat:
         return None
 
     def num_made(self, place: int) -> int:
-        """Tokens that a replica has made, also in processes that were lost."""
-        made, before = self.made, self.made_before
-        return sum(one[place] for one in (made, before) if place < len(one))
+        """Tokens that a replica has made since counting began, also in processes that were lost."""
+        made, uncounted, before = self.made, self.uncounted, self.made_before
+        num = before[place] if place < len(before) else 0
+        if place < min(len(made), len(uncounted)):
+            # What was last heard may be older than the process's own word at the begin.
+            num += max(0, made[place] - uncounted[place])
+        return num
 
     def describe(self, now_s: float) -> list[dict[str, Any]]:
         """Each replica of the seat, for the manifest."""

@@ -15,8 +15,8 @@ def state_of(seats: Sequence[Seat], pool: Pool) -> EngineState:
     """The replicas as one engine; any thread may ask.
 
     Live are those that an engine said to be, or that it holds where it does not say; every other
-    sample without an answer waits, wherever it is. Caches are one, each weighed by what it holds.
-    What lost processes preempted is counted too.
+    sample without an answer waits, wherever it is, in queues of servers too. Caches are one, each
+    weighed by what it holds. What lost processes preempted is counted too.
     """
     parts, told = [], []
     for seat in seats:
@@ -47,11 +47,13 @@ def state_of(seats: Sequence[Seat], pool: Pool) -> EngineState:
     ]
     slots = sum(size for _, size in caches)
     used = round(sum(part * size for part, size in caches) / slots, 4) if slots else None
+    queued = [state.queued_at_servers for state in told if state.queued_at_servers is not None]
     preempted = [state.preemptions for state in told if state.preemptions is not None]
     before = sum(seat.preemptions_before for seat in seats)
     return EngineState(
         live_sequences=live,
         waiting_sequences=max(0, len(pool) - live),
+        queued_at_servers=sum(queued) if queued else None,
         kv_used_fraction=used,
         kv_slots=slots or None,
         preemptions=before + sum(preempted) if preempted or before else None,
