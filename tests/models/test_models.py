@@ -19,8 +19,14 @@ from toys import FORMATS_AND_KV, calibration_of, save_llama
 
 from paceline import models
 from paceline.errors import CheckpointError, EnvironmentProblem, InputError
+from paceline.models.describe import PACKED, stored_precision
+from paceline.models.layout import read_model
 from paceline.models.shards import bad_values, read_header
+from paceline.native.checkpoint import SafetensorsSource
+from paceline.native.formats import stored_format
+from paceline.native.weights import build_linear
 from paceline.quantize import QuantizeOptions, quantize
+from paceline.quantize.scheme import quantization_config
 
 
 @pytest.fixture(scope="module")
@@ -134,13 +140,15 @@ def test_bad_values_are_counted_in_every_float_type(tmp_path: Path, dtype: torch
     assert bad_values(tmp_path / "x.safetensors", read_header(tmp_path / "x.safetensors")[0]) == 2
 
 
+LLAMA_2_70B = {
+    "model_type": "llama", "num_hidden_layers": 80, "hidden_size": 8192,
+    "intermediate_size": 28672, "num_attention_heads": 64, "num_key_value_heads": 8,
+    "vocab_size": 32000, "torch_dtype": "bfloat16",
+}  # fmt: skip
+
+
 def test_llama_2_70b_is_described_as_it_is(tmp_path: Path) -> None:
-    config = {
-        "model_type": "llama", "num_hidden_layers": 80, "hidden_size": 8192,
-        "intermediate_size": 28672, "num_attention_heads": 64, "num_key_value_heads": 8,
-        "vocab_size": 32000, "torch_dtype": "float16",
-    }  # fmt: skip
-    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA_2_70B))
     facts = models.describe(tmp_path, context_tokens=490)
     assert facts["parameters"] == 68_976_648_192
     assert facts["linear_parameters"] == 68_451_041_280
@@ -151,6 +159,65 @@ def test_llama_2_70b_is_described_as_it_is(tmp_path: Path) -> None:
     assert 60 < h100["fp8, KV fp8"] < 160
     assert 450 < h100["w4a8, KV fp8"] < 560
     assert 750 < h200["fp8, KV fp8"] < 970
+
+
+def described(folder: Path, name: str, *, is_kv_fp8: bool) -> dict[str, Any]:
+    """What is said of Llama-2-70B in a format that `paceline quantize` writes."""
+    group_len = {"mxfp4": 32, "nvfp4": 16}.get(name, 128)
+    stated = quantization_config(name, group_len=group_len, is_kv_fp8=is_kv_fp8)
+    config = LLAMA_2_70B | {"quantization_config": stated}
+    (folder / "config.json").write_text(json.dumps(config))
+    stored = stored_format(config)
+    assert stored is not None
+    assert read_model(folder).format == stored.name == name  # as the native engine reads it
+    return models.describe(folder, context_tokens=490)
+
+
+@pytest.mark.parametrize("is_kv_fp8", [False, True])
+@pytest.mark.parametrize(
+    ("name", "weights", "activations", "held_bits"),
+    [
+        ("fp8", "FP8 (e4m3), a scale each", "FP8 (e4m3), a fixed scale each", 8.0),
+        ("fp8-token", "FP8 (e4m3), a scale for each output", "FP8 (e4m3), a scale for each token",
+         8.0),
+        ("w4a16", "4-bit integers, a scale for 128 inputs", "16 bit", 4.125),
+        ("w4a8", "4-bit integers, a scale for 128 inputs", "FP8 (e4m3), a scale for each token",
+         4.125),
+        ("mxfp4", "4-bit floats (e2m1), a power of two for 32 inputs", "16 bit", 4.5),
+        ("nvfp4", "4-bit floats (e2m1), an e4m3 scale for 16 inputs", "16 bit", 4.5),
+    ],
+)  # fmt: skip
+def test_each_format_is_named_and_fits_as_it_is_held(
+    tmp_path: Path, name: str, weights: str, activations: str, held_bits: float, is_kv_fp8: bool
+) -> None:
+    facts = described(tmp_path, name, is_kv_fp8=is_kv_fp8)
+    assert (facts["precision"], facts["weights"], facts["activations"]) == (
+        name, weights, activations,
+    )  # fmt: skip
+    stored_bits = 4.25 if name == "mxfp4" else held_bits
+    linear, other = 68_451_041_280, 525_606_912
+    assert facts["weight_bytes"] == linear * stored_bits / 8 + 2 * other
+    own = f"{name}, KV fp8" if is_kv_fp8 else name
+    h200 = next(fit for fit in facts["fits"] if fit["card"] == "H200")
+    assert next(iter(h200["live_sequences"])) == own
+    room = 141e9 - 3e9 - linear * held_bits / 8 - 2 * other
+    sequence = 490 * 327_680 / (2 if is_kv_fp8 else 1)
+    assert h200["live_sequences"][own] == int(room * 0.97 / sequence)
+
+
+@pytest.mark.parametrize("name", ["w4a16", "w4a8", "mxfp4", "nvfp4"])
+def test_a_card_holds_as_many_bits_as_are_counted(toy: Path, tmp_path: Path, name: str) -> None:
+    """Counted on what the native engine loads: codes and scales, but for those of a whole row."""
+    options = QuantizeOptions(format=name, is_kv_fp8=False)
+    quantize(toy, tmp_path / name, options, samples=calibration_of(toy), progress=quiet)
+    whole, cpu = slice(None), torch.device("cpu")
+    source = SafetensorsSource(tmp_path / name)
+    part = source.part("model.layers.0.mlp.down_proj", rows=whole, columns=whole, device=cpu)
+    packed = build_linear([part], name, torch.float32).packed
+    assert packed is not None
+    held_bits = 8 * (packed.packed.nbytes + packed.scale_GN.nbytes) / (128 * 256)
+    assert held_bits == stored_precision(read_model(tmp_path / name)).weight_bits
+    assert held_bits == PACKED[name].weight_bits
 
 
 class Hub(http.server.BaseHTTPRequestHandler):

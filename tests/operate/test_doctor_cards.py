@@ -13,6 +13,8 @@ from support import Paceline
 from paceline.config import read_settings
 from paceline.operate import Asked, Finding, Request, asked, examine
 from paceline.operate.cards import card_findings
+from paceline.operate.plan import Placed, placed
+from paceline.quantize.scheme import quantization_config
 from paceline.submission import system_nvml
 from paceline.submission.system_host import Host, this_host
 
@@ -167,6 +169,60 @@ def test_a_card_too_small_for_the_model_is_a_blocker_and_two_are_planned(
     assert finding(outcome, "gpus used")["level"] == "warning"
     assert outcome.json["plan"]["tensor_parallel"] == 4
     assert outcome.json["plan"]["tokens_per_second_at_best"] is None
+
+
+LLAMA_2_70B = {
+    "model_type": "llama", "num_hidden_layers": 80, "hidden_size": 8192,
+    "intermediate_size": 28672, "num_attention_heads": 64, "num_key_value_heads": 8,
+    "vocab_size": 32000, "torch_dtype": "bfloat16",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("stored", "words", "held"),
+    [
+        (None, ("native",), "16 bit"),
+        (None, ("native", "quantization=fp8-token"), "fp8, KV fp8"),
+        (None, ("native", "quantization=fp8-token", "kv_dtype=bfloat16"), "fp8"),
+        (None, ("reference",), "16 bit"),
+        (None, ("managed",), "fp8, KV fp8"),
+        (None, ("managed", "quantization=none"), "16 bit, KV fp8"),
+        (("fp8", True), ("native",), "fp8, KV fp8"),
+        (("fp8-token", False), ("native",), "fp8-token"),
+        (("fp8-token", False), ("managed",), "fp8-token, KV fp8"),
+        (("w4a16", False), ("native",), "w4a16"),
+        (("w4a8", False), ("native",), "w4a8"),
+        (("w4a8", True), ("native",), "w4a8, KV fp8"),
+        (("w4a8", True), ("native", "quantization=none"), "16 bit"),
+        (("w4a8", True), ("managed", "quantization=none"), "w4a8, KV fp8"),
+        (("mxfp4", False), ("native", "kv_dtype=fp8"), "mxfp4, KV fp8"),
+        (("nvfp4", False), ("native",), "nvfp4"),
+    ],
+)
+def test_a_model_is_placed_as_its_engine_would_hold_it(
+    tmp_path: Path, stored: tuple[str, bool] | None, words: tuple[str, ...], held: str
+) -> None:
+    config: dict[str, Any] = dict(LLAMA_2_70B)
+    if stored is not None:
+        name, is_kv_fp8 = stored
+        group_len = {"mxfp4": 32, "nvfp4": 16}.get(name, 128)
+        config["quantization_config"] = quantization_config(
+            name, group_len=group_len, is_kv_fp8=is_kv_fp8
+        )
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    engine, *own = words
+    settings = read_settings(
+        None,
+        (
+            "run.benchmark=llama2-70b-99.9",
+            f"engine.name={engine}",
+            f"model.path={tmp_path}",
+            *(f"engine.{engine}.{one}" for one in own),
+        ),
+    )
+    where = placed(asked(settings, recipe=None, wheel_round=None), [("NVIDIA H200", 141 * 10**9)])
+    assert isinstance(where, Placed)
+    assert where.precision.name == held
 
 
 def test_one_used_card_of_two_is_said(paceline: Paceline, tmp_path: Path) -> None:

@@ -39,8 +39,11 @@ def describe(model: Path, *, context: int, as_json: bool) -> None:
         return
     fits = facts.pop("fits")
     typer.echo(table([(name, _shown(value)) for name, value in facts.items()]))
-    typer.echo(f"\nlive sequences on one card, {context} tokens each; -: the weights do not fit")
     precisions = list(fits[0]["live_sequences"])
+    typer.echo(
+        f"\nlive sequences on one card, {context} tokens each, as it is ({precisions[0]}) and as "
+        "it could be; -: the weights do not fit"
+    )
     rows = [("card", "GB", *precisions)]
     rows += [(fit["card"], f"{fit['memory_bytes'] / 1e9:.0f}", *_cells(fit)) for fit in fits]
     typer.echo(table(rows))

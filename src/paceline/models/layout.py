@@ -7,6 +7,7 @@ them and vLLM reads them.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,8 @@ _LAYOUTS = {
     "mxfp4-pack-quantized": "mxfp4",
     "nvfp4-pack-quantized": "nvfp4",
 }
-# Bits of a weight, its scales included, by layout; int4 with groups of 128.
-_BITS = {"fp8": 8.0, "int4": 4.125, "mxfp4": 4.25, "nvfp4": 4.5}
+# Bits of a group's scale, by layout.
+_SCALE_BITS = {"int4": 16, "mxfp4": 8, "nvfp4": 8}
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +38,12 @@ class Expected:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Model:
-    """What config.json says of a Llama. `layout` is None where weights are not quantised."""
+    """What config.json says of a Llama.
+
+    `layout` is how quantised weights lie in the file, `format` what they and the activations are:
+    a name of `paceline quantize --format`, else the layout's. Both are None where weights are not
+    quantised.
+    """
 
     num_layers: int
     hidden: int
@@ -49,6 +55,7 @@ class Model:
     tied: bool
     dtype: str
     layout: str | None
+    format: str | None
     group_len: int
     has_fixed_inputs: bool
     is_kv_fp8: bool
@@ -79,9 +86,11 @@ class Model:
 
     @property
     def linear_bits(self) -> float:
-        """Bits of a weight of the linear layers, as stored."""
+        """Bits of a weight of the linear layers, its scales included, as stored."""
+        if self.layout == "fp8":
+            return 8.0
         if self.layout is not None:
-            return _BITS[self.layout]
+            return 4.0 + _SCALE_BITS[self.layout] / max(self.group_len, 1)
         return 32.0 if self.dtype == "float32" else 16.0
 
     def kv_bytes(self, bits: int) -> int:
@@ -139,10 +148,24 @@ def _model(raw: dict[str, Any]) -> Model:
         tied=bool(raw.get("tie_word_embeddings", False)),
         dtype=str(raw.get("dtype") or raw.get("torch_dtype") or "float32"),
         layout=layout,
+        format=_format(layout, weights, inputs),
         group_len=weights.get("group_size") or 0,
         has_fixed_inputs=bool(inputs) and inputs.get("dynamic") is False,
         is_kv_fp8=stated.get("kv_cache_scheme") is not None,
     )
+
+
+def _format(
+    layout: str | None, weights: Mapping[str, Any], inputs: Mapping[str, Any]
+) -> str | None:
+    """The format of one config group; `native.formats` reads the same, and runs no other."""
+    if layout == "fp8":
+        return "fp8-token" if weights.get("strategy") == "channel" else "fp8"
+    if layout == "int4" and not inputs:
+        return "w4a16"
+    if layout == "int4" and (inputs.get("num_bits"), inputs.get("type")) == (8, "float"):
+        return "w4a8"
+    return layout
 
 
 def expected_tensors(model: Model) -> dict[str, Expected]:

@@ -6,13 +6,20 @@ run's own speed comes from `paceline forecast`.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from paceline.mlperf.published import PublishedResult, best_of
 from paceline.mlperf.rules import benchmark
-from paceline.models.describe import PRECISIONS, live_sequences, weight_bytes
+from paceline.models.describe import (
+    PACKED,
+    Precision,
+    live_sequences,
+    stored_precision,
+    weight_bytes,
+)
 from paceline.models.layout import Model, read_model
 from paceline.operate.cards import cards_needed, wants_cards
 from paceline.operate.finding import Finding, blocker, fine, warning
@@ -33,6 +40,7 @@ _LLAMA2_70B = Model(
     tied=False,
     dtype="float16",
     layout=None,
+    format=None,
     group_len=0,
     has_fixed_inputs=False,
     is_kv_fp8=False,
@@ -41,20 +49,9 @@ _LLAMA2_70B = Model(
 _CONTEXT_TOKENS = 490
 # Sequences that a step needs to be worth its weights.
 _ENOUGH_LIVE, _FEW_LIVE = 256, 64
-_SIXTEEN, _FP8 = "16 bit", "fp8, KV fp8"
+_SIXTEEN, _FP8 = Precision("16 bit", 16.0, 16), Precision("fp8", 8.0, 8)
 _GROUPS = (1, 2, 4, 8)
 _WITH_FP8 = ("H100", "H200", "B200", "B300", "L40", "RTX PRO", "Ada", "4090", "MI3")
-_PRECISION_OF = {
-    "fp8-tensor": _FP8,
-    "fp8-token": _FP8,
-    "fp8": _FP8,
-    "w4a16": "w4a16",
-    "int4": "w4a16",
-    "w4a8": "w4a8, KV fp8",
-    "mxfp4": "w4a8, KV fp8",
-    "nvfp4": "w4a8, KV fp8",
-    "none": _SIXTEEN,
-}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,7 +60,7 @@ class Placed:
 
     model: Model
     cards: tuple[tuple[str, int], ...]
-    precision: str
+    precision: Precision
 
     def live(self, group: int) -> int:
         """Sequences that live at once in one copy over the first `group` cards."""
@@ -91,18 +88,31 @@ def placed(asked: Asked | None, cards: Sequence[tuple[str, int]]) -> Placed | st
     )
 
 
-def _precision(asked: Asked | None, model: Model, *, has_folder: bool, names: Sequence[str]) -> str:
+def _precision(
+    asked: Asked | None, model: Model, *, has_folder: bool, names: Sequence[str]
+) -> Precision:
+    """What weights and cache would be held as."""
     has_fp8 = all(any(part in name for part in _WITH_FP8) for name in names)
-    engine = asked.config.engine if asked else ""
+    best = _FP8 if has_fp8 else _SIXTEEN
+    if asked is None:
+        return best
+    engine, settings = asked.config.engine, asked.settings
+    said = getattr(settings, "quantization", "auto")
     if engine == "reference":
         return _SIXTEEN
-    said = getattr(asked.settings, "quantization", "auto") if asked else "auto"
-    if said in _PRECISION_OF:
-        return _PRECISION_OF[said]
-    if model.layout is not None:
-        return _PRECISION_OF[model.layout]
-    # The native engine keeps a checkpoint as it is stored; servers are told to quantise it.
-    return _SIXTEEN if not has_fp8 or (engine == "native" and has_folder) else _FP8
+    if said.startswith("fp8"):
+        found = _FP8
+    elif engine == "native" and said == "none":
+        found = _SIXTEEN
+    elif has_folder and (model.format or engine == "native" or said == "none"):
+        found = stored_precision(model)
+    elif said in PACKED:
+        found = PACKED[said]
+    else:  # a server is told to quantise what is not
+        found = _SIXTEEN if said == "none" else best
+    kv_dtype = "fp8" if engine == "managed" else getattr(settings, "kv_dtype", "auto")
+    kv_bits = {"auto": found.kv_bits, "fp8": 8}.get(kv_dtype, 16)
+    return dataclasses.replace(found, kv_bits=kv_bits)
 
 
 def fit_findings(asked: Asked, where: Placed) -> list[Finding]:
@@ -112,10 +122,10 @@ def fit_findings(asked: Asked, where: Placed) -> list[Finding]:
     group = num_cards if asked.config.engine == "reference" else cards_needed(asked)
     if group > num_cards:
         return []  # said of the cards
-    weights = size_text(weight_bytes(where.model, PRECISIONS[where.precision][0]))
+    weights = size_text(weight_bytes(where.model, where.precision.weight_bits))
     live = where.live(group)
     seen = (
-        f"{weights} of weights ({where.precision}) on {group} x {where.cards[0][0]}: "
+        f"{weights} of weights ({where.precision.name}) on {group} x {where.cards[0][0]}: "
         f"{live:,} live sequences"
     )
     more = f"--set engine.{asked.config.engine}.tensor_parallel={min(2 * group, num_cards)}"
@@ -181,7 +191,7 @@ def make_plan(where: Placed, *, recipe: str) -> dict[str, Any] | None:
     best = best_of(name)
     rate = None if best is None else best.per_accelerator
     if (
-        where.precision == _SIXTEEN
+        where.precision.weight_bits == _SIXTEEN.weight_bits
         or where.model.linear_parameters != _LLAMA2_70B.linear_parameters
     ):
         rate = None
@@ -189,7 +199,7 @@ def make_plan(where: Placed, *, recipe: str) -> dict[str, Any] | None:
     hours = max(_least_s(), _num_tokens() / expected) / 3600 if expected else None
     return {
         "cards": f"{num_cards} x {name}",
-        "precision": where.precision,
+        "precision": where.precision.name,
         "tensor_parallel": group,
         "replicas": replicas,
         "cards_left_over": num_cards - group * replicas,
