@@ -13,6 +13,12 @@ from support import Outcome, Paceline
 
 # Set before torch is imported: spinning threads of two test workers would fight for two cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Without compiled files each of a thousand processes compiles all that it imports, which takes
+# longer than most tests. Where none are wanted beside sources, they lie in the environment.
+if os.environ.pop("PYTHONDONTWRITEBYTECODE", ""):
+    os.environ.setdefault("PYTHONPYCACHEPREFIX", str(Path(sys.prefix, "pycache")))
+    sys.dont_write_bytecode = False
+    sys.pycache_prefix = os.environ["PYTHONPYCACHEPREFIX"]
 
 REPOSITORY = Path(__file__).parent.parent
 FIXTURES = REPOSITORY.parent / "shared" / "fixtures"

@@ -70,7 +70,8 @@ def test_two_copies_or_two_ranks_give_the_tokens_of_one(
 def test_the_reference_runs_in_the_precision_it_is_told(
     tiny: Path, tmp_path: Path, dtype: str
 ) -> None:
-    run(tiny, tmp_path, "reference", "--set", f"engine.reference.dtype={dtype}")
+    few = ("--set", "run.num_samples=2")
+    run(tiny, tmp_path, "reference", *few, "--set", f"engine.reference.dtype={dtype}")
     made = json.loads((tmp_path / "reference/manifest.json").read_text())
     assert made["tests"]["accuracy"]["engine"]["dtype"] == dtype
 

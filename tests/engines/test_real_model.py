@@ -11,7 +11,7 @@ from support import Paceline
 from paceline.config import demo_dataset, embedded_model
 from paceline.mlperf.tokenizer import load_tokenizer
 
-SAMPLES = 8
+SAMPLES = 4
 SHORT = ("run", "--mode", "accuracy", "--set", f"run.num_samples={SAMPLES}", "--json")
 
 

@@ -19,12 +19,13 @@ import numpy as np
 import pytest
 from stand_in_cluster import Died, StandInCluster, node_of
 
-from paceline.engines import Completion, EngineContext, Request
+from paceline.engines import Completion, EngineContext, Request, replicas_crew
 from paceline.engines.replicas import ReplicasEngine
 from paceline.engines.replicas_settings import ReplicasConfig
 from paceline.errors import EngineError, PacelineError
 
 SOON_S = 20.0
+LOOK_EVERY_S = 0.2
 
 
 class Answers:
@@ -90,6 +91,7 @@ class Starting:
 def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
     for name in ("OMP_WAIT_POLICY", "OMP_NUM_THREADS"):  # a process of replicas sets them
         monkeypatch.setenv(name, "")
+    monkeypatch.setattr(replicas_crew, "_LOOK_FOR_NODES_EVERY_S", LOOK_EVERY_S)
     context = EngineContext(
         model=None, eos_token_id=2, vocabulary_size=1000, max_new_tokens=64, log_dir=tmp_path
     )
@@ -190,7 +192,7 @@ def test_without_cards_a_node_has_one_copy_also_when_another_is_gone(start: Any)
     wait_until(lambda: len(cluster.started) == 2)
     cluster.notice("b")
     run.answers()
-    time.sleep(2.5)  # longer than between two looks at the nodes
+    time.sleep(5 * LOOK_EVERY_S)
     assert cluster.started == ["a", "b"]
 
 

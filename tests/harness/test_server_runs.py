@@ -161,25 +161,27 @@ def test_a_final_run_that_is_invalid_is_made_again_lower_and_counted(
     paceline: Paceline, tmp_path: Path
 ) -> None:
     """A search that was far too hopeful, as one on a quieter machine might be."""
-    small = ("--set", "find_qps.probe_s=1", "--set", "loadgen.min_query_count=400")
-    paceline(*FAKE, "Server", *FIND, *small, "--set", "find_qps.margin=0.4", "--out", "run")
+    # 200 samples/s: at 500 of them the last of 600 queries wait 1.8 s, and 1.5 s is the limit.
+    faster = ("--set", "engine.fake.tokens_per_second=6400", "--set", "find_qps.margin=0.5")
+    small = ("--set", "find_qps.probe_s=1", "--set", "loadgen.min_query_count=600")
+    paceline(*FAKE, "Interactive", *FIND, *faster, *small, "--out", "run")
     path = tmp_path / "run/manifest.json"
     manifest = read_json(path)
     manifest["status"] = "INTERRUPTED"
     del manifest["tests"]["performance"]
-    manifest["tests"]["find_qps"]["found_qps"] = 500.0
+    manifest["tests"]["find_qps"]["found_qps"] = 2000.0
     manifest["config"]["loadgen"]["target_qps"] = None
     path.write_text(json.dumps(manifest))
     outcome = paceline("run", "--resume", "run")
     verdict = read_json(tmp_path / "run/verdict.json")
     attempts = verdict["find_qps"]["attempts"]
-    assert [attempt["target_qps"] for attempt in attempts][:2] == [300.0, 180.0]
+    assert [attempt["target_qps"] for attempt in attempts][:2] == [1000.0, 500.0]
     assert [attempt["result"] for attempt in attempts] == ["INVALID"] * (len(attempts) - 1) + [
         "VALID"
     ]
     assert verdict["result"] == "VALID"
     assert verdict["target_qps"] == attempts[-1]["target_qps"]
-    assert "INVALID at 300 samples/s (attempt 1); again at 180" in outcome.err
+    assert "INVALID at 1000 samples/s (attempt 1); again at 500" in outcome.err
     kept = tmp_path / "run/find_qps/attempt-1/mlperf_log_detail.txt"
     assert '"INVALID"' in kept.read_text()
     assert f"attempt {len(attempts)}" in outcome.out

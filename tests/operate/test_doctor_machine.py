@@ -170,21 +170,21 @@ def test_a_driver_older_than_pytorchs_cuda_is_a_blocker(
     [("vllm", "vllm"), ("trtllm", "trtllm-serve"), ("llamacpp", "llama-server")],
 )
 def test_a_server_whose_program_is_missing_cannot_be_started(
-    paceline: Paceline, tmp_path: Path, preset: str, program: str
+    quick: Paceline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, preset: str, program: str
 ) -> None:
     (tmp_path / "bin").mkdir()
-    path = {**os.environ, "PATH": str(tmp_path / "bin")}
-    words = (*MANAGED, f"engine.managed.preset={preset}")
-    lost = paceline(*words, env=path)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    words = (*MANAGED[1:], f"engine.managed.preset={preset}")
+    lost = quick(*words)
     assert lost.code == 1, lost
     told = finding(lost, "server program")
     assert (told["level"], told["seen"]) == ("blocker", f"{program}: not on PATH")
     assert f"--set engine.managed.executable=PATH of {preset}'s program" in told["mend"]
     found = tmp_path / "bin" / program
     found.write_text("#!/bin/sh\n")
-    assert finding(paceline(*words, env=path), "server program")["level"] == "blocker"
+    assert finding(quick(*words), "server program")["level"] == "blocker"
     found.chmod(0o755)
-    told = finding(paceline(*words, env=path), "server program")
+    told = finding(quick(*words), "server program")
     assert (told["level"], told["seen"]) == ("ok", str(found))
 
 
