@@ -57,7 +57,7 @@ def test_rows_go_on_through_all_of_a_search(paceline: Paceline, tmp_path: Path) 
     driver = build_driver(tmp_path / "driver", DRAW_MW=100000)
     environment = {**os.environ, "LD_LIBRARY_PATH": str(driver.parent)}
     paced = sets("engine.fake.tokens_per_second=6400", "engine.fake.concurrency=4")
-    short = sets("find_qps.precision=0.2", "find_qps.probe_s=2", "find_qps.probe_queries=81")
+    short = sets("find_qps.precision=0.4", "find_qps.probe_s=2", "find_qps.probe_queries=81")
     words = ("--scenario", "Server", "--find-qps", *paced, *short)
     paceline(*FAKE, *words, "--set", "engine.fake.output_len=40", env=environment)
     facts, rows = read(tmp_path, "find_qps")
