@@ -16,6 +16,7 @@ from typing import Any
 
 from paceline import nvml
 from paceline.power.readings import CARD, Meter, Reading
+from paceline.power.sysfs import number_of, text_of
 from paceline.power.tools import ask
 
 __all__ = ["AmdMeter", "AmdToolMeter", "NvmlMeter", "card_meters"]
@@ -86,7 +87,7 @@ class AmdMeter:
         self._sensors = [
             folder
             for folder in sorted(sysfs.glob("class/hwmon/hwmon*"), key=_number_at_end)
-            if _text(folder / "name") == "amdgpu" and _microwatts(folder) is not None
+            if text_of(folder / "name") == "amdgpu" and _microwatts(folder) is not None
         ]
 
     @property
@@ -104,8 +105,8 @@ class AmdMeter:
         microwatts = _microwatts(folder)
         if microwatts is None:
             return None
-        hertz, millidegrees = _value(folder / "freq1_input"), _value(folder / "temp1_input")
-        cap = _value(folder / "power1_cap")
+        hertz, millidegrees = number_of(folder / "freq1_input"), number_of(folder / "temp1_input")
+        cap = number_of(folder / "power1_cap")
         return Reading(
             device=f"gpu {index}",
             scope=CARD,
@@ -215,20 +216,8 @@ def _figure(value: Any) -> float | None:
 
 
 def _microwatts(folder: Path) -> int | None:
-    average = _value(folder / "power1_average")
-    return _value(folder / "power1_input") if average is None else average
-
-
-def _value(path: Path) -> int | None:
-    text = _text(path)
-    return int(text) if text is not None and text.lstrip("-").isdecimal() else None
-
-
-def _text(path: Path) -> str | None:
-    try:
-        return path.read_text().strip()
-    except (OSError, UnicodeDecodeError):
-        return None
+    average = number_of(folder / "power1_average")
+    return number_of(folder / "power1_input") if average is None else average
 
 
 def _number_at_end(path: Path) -> tuple[int, str]:

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 from paceline.power.readings import CPU, MEMORY, NODE, PLATFORM, Meter, Reading
+from paceline.power.sysfs import number_of, text_of
 from paceline.power.tools import ask
 
 __all__ = ["IpmiMeter", "RaplMeter", "ipmi_meter", "rapl_meter"]
@@ -35,8 +36,8 @@ class RaplMeter:
 
     def __init__(self, zones: dict[Path, tuple[str, str]]) -> None:
         self._zones = zones
-        self._ranges = {zone: _count(zone / "max_energy_range_uj") for zone in zones}
-        self._before = {zone: (time.monotonic(), _count(zone / "energy_uj")) for zone in zones}
+        self._ranges = {zone: number_of(zone / "max_energy_range_uj") for zone in zones}
+        self._before = {zone: (time.monotonic(), number_of(zone / "energy_uj")) for zone in zones}
 
     def read(self) -> list[Reading] | None:
         now_s = time.monotonic()
@@ -55,7 +56,7 @@ class RaplMeter:
         """Nothing is held."""
 
     def _watts(self, zone: Path) -> float | None:
-        now_s, count = time.monotonic(), _count(zone / "energy_uj")
+        now_s, count = time.monotonic(), number_of(zone / "energy_uj")
         before_s, before = self._before[zone]
         self._before[zone] = (now_s, count)
         if count is None or before is None or now_s <= before_s:
@@ -125,9 +126,8 @@ def ipmi_meter() -> tuple[Meter | None, str | None]:
 
 def _known_zone(zone: Path) -> tuple[str, str] | None:
     """Device and scope of a zone; None for a part whose energy its package counts."""
-    try:
-        name = (zone / "name").read_text().strip()
-    except OSError:
+    name = text_of(zone / "name")
+    if name is None:
         return None
     number = zone.name.split(":")[1]
     if name.startswith("package"):
@@ -135,10 +135,3 @@ def _known_zone(zone: Path) -> tuple[str, str] | None:
     if name == "dram":
         return f"memory {number}", MEMORY
     return (f"platform {number}", PLATFORM) if name == "psys" else None
-
-
-def _count(path: Path) -> int | None:
-    try:
-        return int(path.read_text())
-    except (OSError, ValueError):
-        return None
