@@ -133,3 +133,16 @@ def test_no_row_follows_the_last_and_none_repeats_it(tmp_path: Path) -> None:
     timeline.tick(9.0, lambda now_s: {"elapsed_s": now_s})
     rows = [json.loads(line)["elapsed_s"] for line in path.read_text().splitlines()]
     assert rows == [1.0, 2.0]
+
+
+def test_rows_after_the_last_answer_give_way_to_the_last(tmp_path: Path) -> None:
+    """A watch that looks between the last answer and the end of the test."""
+    path = tmp_path / "timeline.jsonl"
+    timeline = Timeline(path)
+    for elapsed_s in (1.0, 2.0, 3.01, 4.02):
+        timeline.tick(elapsed_s, lambda now_s: {"elapsed_s": now_s, "by": "tick"})
+    timeline.end(2.99, lambda now_s: {"elapsed_s": now_s, "by": "end"})
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [(row["elapsed_s"], row["by"]) for row in rows] == [
+        (1.0, "tick"), (2.0, "tick"), (2.99, "end"),
+    ]  # fmt: skip
