@@ -64,7 +64,7 @@ def follow(
             command = command.replace("synthetic syn", "synthetic syn --samples 400")
             fewer = "--set run.num_samples=400 --set loadgen.min_duration_ms=0 --mode submission"
             command = command.replace("--mode submission", fewer)
-            command = re.sub(r"tokens_per_second=\d+", "tokens_per_second=60000", command)
+            command = re.sub(r"tokens_per_second=\d+", "tokens_per_second=600000", command)
         done[line] = subprocess.run(
             ["bash", "-c", command],
             cwd=folder,
