@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import math
 import os
 import subprocess
 import sys
@@ -30,11 +29,12 @@ from paceline.operate.confirm import judge_pairs
 LIMIT_S = 600.0
 
 
-def tune(options: argparse.Namespace, name: str, trials: int) -> dict[str, Any]:
-    """A search of so many trials; one that was made before is read."""
+def tune(options: argparse.Namespace, name: str, trials: int | None) -> dict[str, Any]:
+    """A search of so many trials, None for every setting; one that was made before is read."""
     out = options.out / name
     if not (out / "result.json").exists():
-        words = ["tune", options.recipe, "--out", str(out), "--trials", str(trials)]
+        words = ["tune", options.recipe, "--out", str(out)]
+        words += [] if trials is None else ["--trials", str(trials)]
         words += ["--budget", "24h", "--trial-seconds", f"{options.trial_seconds:g}"]
         words += ["--pairs", "2", "--seed", str(options.seed)]
         words += [word for text in options.search for word in ("--search", text)]
@@ -70,8 +70,10 @@ def main() -> int:
     parser.add_argument("--within", type=float, default=0.95)
     options = parser.parse_args()
     load, start_s = os.getloadavg()[0], time.monotonic()
-    size = math.prod(len(text.partition("=")[2].split(",")) for text in options.search)
-    grid = tune(options, "grid", size)
+    grid = tune(options, "grid", None)
+    size = grid["space_size"]  # the recipe's own values are among the choices
+    if grid["num_trials"] != size:
+        sys.exit(f"{grid['num_trials']} of {size} settings were measured: not a grid")
     found = tune(options, "search", size // 4)
     best, won = grid["best"]["values"], found["best"]["values"]
     pairs = []
@@ -85,7 +87,7 @@ def main() -> int:
     judged = judge_pairs(pairs)
     part = 1.0 if best == won else 1 + judged["gain"]
     result = {
-        "grid_trials": grid["num_trials"],
+        "grid_trials": size,
         "search_trials": found["num_trials"],
         "grid_best": grid["best"],
         "search_best": found["best"],

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paceline.engines.pace import Pace, Slice, fit, spread
+from paceline.engines.pace import Pace, Slice, error_of_one, fit, spread
 
 COSTS = st.floats(min_value=1e-4, max_value=1e-1)
 
@@ -51,6 +51,39 @@ def test_the_end_of_a_query_has_fewer_and_hardly_shorter_steps() -> None:
 def test_without_a_limit_all_sequences_live_at_once() -> None:
     pace = Pace(step_s=1.0, token_s=0.5, prompt_token_s=0.25, max_live=None)
     assert pace.seconds([(4, 3)] * 10) == 3 * (1.0 + 10 * 0.5) + 10 * 4 * 0.25
+
+
+def test_prompts_wait_for_room_in_a_step() -> None:
+    """40 answers of 2 tokens to prompts of 25 fill a step of 100 three or four at a time: 14 steps,
+    where all of them begun at once would take 2."""
+    pace = Pace(step_s=1.0, token_s=0.0, prompt_token_s=0.125, max_live=None, step_tokens=100)
+    # 4 prompts, then with 4, 3 or 4 tokens of answers 96 or 97 prompt tokens a step, to 1,000.
+    steps, left, live = 0, 1000, 0
+    done, begun = 0.0, 0
+    while left > 0 or live:
+        took = min(left, 100 - live)
+        left, done, steps = left - took, done + took, steps + 1
+        now_begun = int(done // 25)
+        live, begun = now_begun - begun, now_begun
+    assert pace.seconds([(25, 2)] * 40) == pytest.approx(steps + 1000 * 0.125)
+    assert pace.seconds([(25, 2)] * 4) == 2 + 100 * 0.125
+
+
+def test_a_prompt_that_is_longer_than_a_step_takes_several() -> None:
+    pace = Pace(step_s=1.0, token_s=0.0, prompt_token_s=0.0, max_live=None, step_tokens=100)
+    assert pace.seconds([(250, 1)]) == 3
+    assert pace.seconds([(250, 4)]) == 6
+
+
+def test_a_short_query_varies_more_than_what_it_was_foretold_from() -> None:
+    """Seen for 60 s, with an error of 1 %: a query of 60 s varies as much once more, one of 15 s
+    twice as much; and one foretold from 15 of them is off by as much again."""
+    told = {"seen_s": 60.0, "used_s": 60.0}
+    assert error_of_one(0.01, **told, lasts_s=60.0) == pytest.approx(0.01 * 2**0.5)
+    assert error_of_one(0.01, **told, lasts_s=1e9) == pytest.approx(0.01)
+    assert error_of_one(0.01, seen_s=60.0, used_s=15.0, lasts_s=15.0) == pytest.approx(
+        0.01 * 8**0.5
+    )
 
 
 def test_a_steady_engine_has_no_spread_and_a_noisy_one_has() -> None:

@@ -14,6 +14,7 @@ from paceline.engines.fake import FakeConfig, FakeEngine
 from paceline.engines.native import NativeConfig, NativeEngine
 from paceline.engines.probe import Probe, ProbeResult
 from paceline.errors import EngineError
+from stepping_engine import Costs, SteppingEngine
 
 
 def measured(config: FakeConfig, *, in_flight: int, seconds: float = 1.5) -> ProbeResult:
@@ -36,6 +37,25 @@ def test_a_paced_engine_is_measured_at_its_pace() -> None:
     assert found.tokens_per_sample == 20
     assert found.samples_per_second == pytest.approx(100, rel=0.15)
     assert found.high_samples_per_second >= found.samples_per_second
+
+
+def test_a_first_wave_that_is_cut_short_says_nothing_of_lengths() -> None:
+    """Answers of all ages live at once from the start; the lengths known are those of the rest."""
+    by_prompt = {one.token_ids.tobytes(): 40 for one in requests(30)}
+    engine = SteppingEngine(Costs(step_s=0.004, token_s=0.0, prompt_s=0.0), by_prompt)
+    engine.start()
+    try:
+        probe = Probe(engine, requests(30), slice_s=0.05)
+        found = probe.hold(in_flight=16, seconds=1.5, tokens_per_sample=40.0)
+        probe.settle(limit_s=5)
+    finally:
+        engine.close()
+    assert found.tokens_per_second == pytest.approx(16 / 0.004, rel=0.1)
+    assert set(probe.output_lens.values()) == {40}
+    # 100 answers/s in the second after the ramp, where a wave of 16 would end every 0.16 s.
+    assert found.answered == pytest.approx(100, abs=15)
+    lone = [one.tokens / one.steps for one in probe.slices[-8:]]
+    assert max(lone) <= 16
 
 
 def test_few_answers_say_nothing_of_the_length_of_a_sample() -> None:

@@ -63,6 +63,16 @@ class NativeConfig:
         """Requests that keep the engine full: a quarter more than live at once."""
         return self.max_live_sequences * 5 // 4 * self.data_parallel
 
+    @property
+    def is_longest_first(self) -> bool:
+        """Of requests that wait, the longest prompts are taken first."""
+        return True
+
+    @property
+    def step_tokens(self) -> int:
+        """Tokens that one step of all copies has room for, prompts and outputs together."""
+        return self.max_step_tokens * self.data_parallel
+
     def context_limit(self, stored_len: int | None) -> ContextLimit | None:
         """The checkpoint's, or all of a cache whose pages are given."""
         stored = stored_limit(stored_len)

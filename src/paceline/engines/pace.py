@@ -7,20 +7,23 @@ A step makes one token of every live sequence. Its cost is taken as
 which holds for continuous batching wherever reading the weights, the work of a token and the work
 of a prompt add up. `fit` finds the three costs, none of them negative, from slices of time with
 different numbers of live sequences; `Pace.seconds` plays a query through them, end included, when
-few sequences are left and steps are nearly as long as before.
+few sequences are left and steps are nearly as long as before. Where the tokens of a step are known
+to have a limit, prompts wait for room in it: many short answers then take as many steps as their
+prompts fill, and most of them end before the last has begun.
 """
 
 from __future__ import annotations
 
 import heapq
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Pace", "Slice", "fit", "spread"]
+__all__ = ["Pace", "Slice", "error_of_one", "fit", "spread"]
 
 _BLOCKS = 8
 
@@ -38,12 +41,14 @@ class Slice:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pace:
-    """Costs in seconds, and how many sequences live at once; None where no limit was met."""
+    """Costs in seconds, and how many sequences live at once and tokens are in a step, prompts
+    and outputs together; None where no limit was met or is known."""
 
     step_s: float
     token_s: float
     prompt_token_s: float
     max_live: int | None
+    step_tokens: int | None = None
 
     def seconds(self, lengths: Sequence[tuple[int, int]]) -> float:
         """How long requests of (prompt_len, output_len) take that are all submitted at once."""
@@ -53,15 +58,39 @@ class Pace:
         ends: list[int] = []
         steps, now_s = 0, 0.0
         while waiting or ends:
-            while waiting and len(ends) < limit:
-                prompt_len, output_len = waiting.pop()
-                heapq.heappush(ends, steps + output_len)
-                now_s += self.prompt_token_s * prompt_len
-            now_s += (ends[0] - steps) * (self.step_s + self.token_s * len(ends))
-            steps = heapq.heappop(ends)
-            while ends and ends[0] == steps:
+            begun, prompt_tokens = self._take_prompts(waiting, limit, len(ends))
+            if prompt_tokens:
+                now_s += self._step_s(len(ends) + len(begun)) + self.prompt_token_s * prompt_tokens
+                steps += 1
+                for output_len in begun:  # the step of a prompt makes the first token
+                    heapq.heappush(ends, steps + output_len - 1)
+            else:
+                now_s += (ends[0] - steps) * self._step_s(len(ends))
+                steps = ends[0]
+            while ends and ends[0] <= steps:
                 heapq.heappop(ends)
         return now_s
+
+    def _step_s(self, tokens: int) -> float:
+        return self.step_s + self.token_s * tokens
+
+    def _take_prompts(
+        self, waiting: list[tuple[int, int]], limit: int, live: int
+    ) -> tuple[list[int], int]:
+        """Prompts that the next step has room for: output_len of each that ends in it, and their
+        tokens. What is left of the last one goes on waiting."""
+        room = math.inf if self.step_tokens is None else self.step_tokens - live
+        begun: list[int] = []
+        taken = 0
+        while waiting and room > taken and live + len(begun) < limit:
+            prompt_len, output_len = waiting.pop()
+            if prompt_len > room - taken:
+                part = int(room - taken)
+                waiting.append((prompt_len - part, output_len))
+                return begun, taken + part
+            taken += prompt_len
+            begun.append(output_len)
+        return begun, taken
 
     def tokens_per_second(self, live: float, *, prompt_len: float, output_len: float) -> float:
         """The steady pace with so many sequences live, each that ends replaced by another."""
@@ -69,7 +98,7 @@ class Pace:
         return live / step_s if step_s else float("inf")
 
 
-def fit(slices: Sequence[Slice], *, max_live: int | None) -> Pace:
+def fit(slices: Sequence[Slice], *, max_live: int | None, step_tokens: int | None = None) -> Pace:
     """The costs that explain the slices best. Slices in which nothing happened count as well.
 
     Costs that cannot be told apart, as those of slices with equally many sequences, go to the
@@ -83,11 +112,16 @@ def fit(slices: Sequence[Slice], *, max_live: int | None) -> Pace:
         token_s=float(costs[1]),
         prompt_token_s=float(costs[2]),
         max_live=max_live,
+        step_tokens=step_tokens,
     )
 
 
 def spread(
-    slices: Sequence[Slice], lengths: Sequence[tuple[int, int]], *, max_live: int | None
+    slices: Sequence[Slice],
+    lengths: Sequence[tuple[int, int]],
+    *,
+    max_live: int | None,
+    step_tokens: int | None = None,
 ) -> float:
     """One standard error of the time of a query, as a fraction of it, by leaving blocks out."""
     blocks = min(_BLOCKS, len(slices))
@@ -97,11 +131,23 @@ def spread(
     found = []
     for cut in cuts:
         left = [one for place, one in enumerate(slices) if place not in set(cut.tolist())]
-        found.append(fit(left, max_live=max_live).seconds(lengths))
+        found.append(fit(left, max_live=max_live, step_tokens=step_tokens).seconds(lengths))
     times = np.array(found)
     mean = float(times.mean())
     variance = (blocks - 1) / blocks * float(((times - mean) ** 2).sum())
     return variance**0.5 / mean if mean else float("nan")
+
+
+def error_of_one(spread: float, *, seen_s: float, used_s: float, lasts_s: float) -> float:
+    """One standard error, as a fraction, of the time that a query takes the next time.
+
+    `spread` is that of the mean over `seen_s` of measuring. An engine whose pace varies does so
+    while the query runs as well, and the more the shorter the query; `used_s` is what the forecast
+    itself rests on.
+    """
+    if not used_s or not lasts_s:
+        return float("nan")
+    return spread * math.sqrt(seen_s / used_s + seen_s / lasts_s)
 
 
 def _non_negative(columns: NDArray[np.float64], wanted: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -13,10 +13,13 @@ enough answers ended to know better.
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from paceline.engines import CancellingEngine, Engine, ObservableEngine, Request
 from paceline.engines.pace import Slice
@@ -28,7 +31,10 @@ __all__ = ["Probe", "ProbeResult"]
 # The ramp is a third of the time, and goes on until the engine is full: most of what it works on
 # has begun to answer, or no more sequences than before did for as long. It has an end anyway.
 _RAMP, _FULL_PART, _LONGEST_RAMP = 1 / 3, 0.75, 4.0
-_NUM_SLICES = 10
+# Slices go into so many blocks, whose rates differ by the error of the whole.
+_BLOCKS = 10
+# Fewer of them say nothing of the error, which is then taken to be so much.
+_FEWEST_BLOCKS, _ERROR_OF_FEW = 3, 0.25
 # With fewer rounds the answers that ended are the short ones.
 _ENOUGH_ROUNDS, _ENOUGH_ANSWERS = 10, 50
 # A slice that met no end of a step is cut anyway after so many times its length.
@@ -128,36 +134,44 @@ class Probe:
         meter.replaces = True
         begun_s = time.perf_counter()
         self._begin()
-        meter.send_next(max(0, in_flight - len(meter.open_ids)))
+        wanted = max(0, in_flight - len(meter.open_ids))
+        is_cut = isinstance(self._engine, CancellingEngine)
+        meter.send_next(wanted, cut_to=tokens_per_sample if is_cut else None)
         is_full = self._fill(begun_s, seconds)
         ramp_s = time.perf_counter() - begun_s
-        answered, tokens = meter.answered, meter.num_tokens
-        rates: list[float] = []
-        for _ in range(_NUM_SLICES):
-            before = meter.mark()
-            self._watch(seconds * (1 - _RAMP) / _NUM_SLICES)
-            after = meter.mark()
-            rates.append((after.made - before.made) / (after.moment_s - before.moment_s))
+        answered, tokens = meter.num_whole, meter.num_tokens
+        rates, tokens_per_second = self._rates(seconds * (1 - _RAMP))
         meter.replaces = False
-        tokens_per_second = statistics.fmean(rates)
         if tokens_per_second == 0:
             raise EngineError(
                 f"The engine made nothing in {seconds:g} s.",
                 hint="measure for longer, or ask for less",
             )
-        answered, tokens = meter.answered - answered, meter.num_tokens - tokens
+        answered, tokens = meter.num_whole - answered, meter.num_tokens - tokens
         if answered >= max(_ENOUGH_ROUNDS * in_flight, _ENOUGH_ANSWERS):
             tokens_per_sample = tokens / answered
         return ProbeResult(
             samples_per_second=tokens_per_second / tokens_per_sample,
             tokens_per_second=tokens_per_second,
             tokens_per_sample=tokens_per_sample,
-            relative_error=statistics.stdev(rates) / len(rates) ** 0.5 / tokens_per_second,
+            relative_error=_error_of_mean(rates) / tokens_per_second,
             seconds=seconds,
             answered=answered,
             ramp_s=round(ramp_s, 3),
             is_full=is_full,
         )
+
+    def _rates(self, seconds: float) -> tuple[list[float], float]:
+        """Tokens/s of blocks of slices, and of all of them, from now on; from the end of a step to
+        the end of another, as half a step would be a token of every sequence too few or too many.
+        """
+        self._cut, first = self._meter.edge(), len(self._slices)
+        self._watch(seconds)
+        self._cut_slice(is_last=True)
+        seen = self._slices[first:]
+        blocks = np.array_split(np.arange(len(seen)), min(_BLOCKS, max(1, len(seen))))
+        parts = [[seen[place] for place in block] for block in blocks if len(block)]
+        return [_rate(part) for part in parts], _rate(seen)
 
     def settle(self, *, limit_s: float) -> None:
         """Cancel what is in flight, or wait for it where the engine cannot forget: tokens that an
@@ -214,14 +228,18 @@ class Probe:
         if not self._meter.open_ids:
             self._cut = self._meter.begin()
 
-    def _cut_slice(self) -> None:
+    def _cut_slice(self, *, is_last: bool = False) -> None:
         """A slice ends with a step: only then is its work told, and all of it. Half a step of
-        prompts that is told in the next slice would make prompts look as if they cost nothing."""
+        prompts that is told in the next slice would make prompts look as if they cost nothing.
+
+        A last one ends now if nothing was told for long: an engine that stopped is slow.
+        """
         before, after = self._cut, self._meter.edge()
         if after.moment_s <= before.moment_s:
             now = self._meter.mark()
             is_told = now.made > before.made or now.begun_tokens > before.begun_tokens
-            if not is_told or now.moment_s - before.moment_s < _LONGEST_SLICE * self._slice_s:
+            is_long = now.moment_s - before.moment_s >= _LONGEST_SLICE * self._slice_s
+            if not is_long or not (is_told or is_last):
                 return
             after = now
         self._cut = after
@@ -233,3 +251,14 @@ class Probe:
                 steps=after.steps - before.steps,
             )
         )
+
+
+def _rate(slices: Sequence[Slice]) -> float:
+    seconds = sum(one.seconds for one in slices)
+    return sum(one.tokens for one in slices) / seconds if seconds else 0.0
+
+
+def _error_of_mean(rates: Sequence[float]) -> float:
+    if len(rates) < _FEWEST_BLOCKS:
+        return statistics.fmean(rates) * _ERROR_OF_FEW
+    return statistics.stdev(rates) / math.sqrt(len(rates))

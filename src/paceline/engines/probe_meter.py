@@ -9,10 +9,13 @@ that makes them look as if they cost next to nothing.
 from __future__ import annotations
 
 import dataclasses
+import math
 import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from paceline.engines import Completion, Engine, Request
 from paceline.errors import PacelineError
@@ -23,6 +26,8 @@ __all__ = ["Mark", "Meter"]
 _QUIET_S = 0.002
 # Requests of a probe have ids of their own: a run's begin at 0.
 _FIRST_ID = 1 << 40
+# Its multiples fill the unit evenly, whichever part of them is taken.
+_GOLDEN = (5**0.5 - 1) / 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +64,8 @@ class Meter:
         self.replaces = False
         self.idle = threading.Event()
         self.answered = 0
+        # Answers that were not cut short, and their tokens.
+        self.num_whole = 0
         self.num_tokens = 0
         self.most_live = 0
         self.rose_s = self._told.moment_s
@@ -78,7 +85,8 @@ class Meter:
         with self._lock:
             return list(self._open)
 
-    def send(self, requests: Sequence[Request]) -> None:
+    def send(self, requests: Sequence[Request], *, are_whole: bool = True) -> None:
+        """`are_whole` False: their answers are cut short, and their lengths say nothing."""
         with self._lock:
             first, self._sent = self._sent, self._sent + len(requests)
             batch = [
@@ -86,19 +94,31 @@ class Meter:
                 for place, request in enumerate(requests)
             ]
             self._open |= {request.request_id: len(request.token_ids) for request in batch}
-            self._own_ids |= {
-                sent.request_id: request.request_id
-                for sent, request in zip(batch, requests, strict=True)
-            }
+            if are_whole:
+                self._own_ids |= {
+                    sent.request_id: request.request_id
+                    for sent, request in zip(batch, requests, strict=True)
+                }
             self.most_open = max(self.most_open, len(self._open))
             self.idle.clear()
         self._engine.submit(batch, self)
 
-    def send_next(self, count: int) -> None:
-        """Requests in their order, over and over."""
+    def send_next(self, count: int, *, cut_to: float | None = None) -> None:
+        """Requests in their order, over and over.
+
+        With `cut_to`, the tokens of an answer, these are cut to lengths from one to that: an engine
+        that is full of them is at once as one that has worked for long, where answers of all ages
+        live, and does not go from one wave of prompts to the next.
+        """
         with self._lock:
             total, first = len(self._requests), self._sent
-        self.send([self._requests[(first + place) % total] for place in range(count)])
+        wanted = [self._requests[(first + place) % total] for place in range(count)]
+        if cut_to is not None:
+            ages = (np.arange(count) * _GOLDEN + 0.5 / max(1, count)) % 1.0
+            wanted = [
+                _cut(one, math.ceil(age * cut_to)) for one, age in zip(wanted, ages, strict=True)
+            ]
+        self.send(wanted, are_whole=cut_to is None)
 
     def begin(self) -> Mark:
         """Nothing is under way: the work of the next step begins now."""
@@ -151,9 +171,11 @@ class Meter:
             for one in known:
                 self._live.discard(one.request_id)
                 del self._open[one.request_id]
-                self.output_lens[self._own_ids.pop(one.request_id)] = len(one.token_ids)
+                if (own_id := self._own_ids.pop(one.request_id, None)) is not None:
+                    self.output_lens[own_id] = len(one.token_ids)
+                    self.num_whole += 1
+                    self.num_tokens += len(one.token_ids)
             self.answered += len(known)
-            self.num_tokens += sum(len(one.token_ids) for one in known)
             self._tell()
             self.last_s = self._told.moment_s
             count = len(known) if self.replaces else 0
@@ -185,3 +207,9 @@ class Meter:
             if len(self._live) > self.most_live:
                 self.most_live, self.rose_s = len(self._live), time.perf_counter()
             self._begun_tokens += self._open[request_id]
+
+
+def _cut(request: Request, most: int) -> Request:
+    most = max(1, min(most, request.max_new_tokens))
+    least = min(request.min_new_tokens, most)
+    return dataclasses.replace(request, max_new_tokens=most, min_new_tokens=least)

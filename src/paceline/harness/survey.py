@@ -27,11 +27,15 @@ __all__ = ["Samples", "Survey", "output_lens", "survey"]
 
 _NUM_SLICES = 24
 _MOST_BURSTS = 3
-# Of the time that is left: what may go to a query, to few sequences, and to the ramp of many.
-_WHOLE_PART, _FEW_PART, _RAMP_PART = 0.6, 0.2, 0.25
+# Of the time that is left: what may go to few sequences, and to the ramp of many.
+_FEW_PART, _RAMP_PART = 0.2, 0.25
+# And to a query as it is guessed; less of an engine that cannot forget one that does not end.
+_WHOLE_PART, _WHOLE_PART_KEPT = 0.9, 0.6
 # Of all the time: what is kept for many sequences until every test was measured whole.
 _HOLD_PART = 0.4
 _FEW = 8
+# From so many on of those that a step's room for prompts lets live, it is what limits them.
+_FILLED_PART = 0.75
 _LEAST_S = 1.0
 
 
@@ -86,6 +90,7 @@ class _Surveyor:
         self._wholes: dict[str, list[float]] = {}
         self._windows: dict[str, list[tuple[float, float]]] = {}
         self._full = preflight.in_flight(config, engine)
+        self._step_tokens = getattr(config.engine_config, "step_tokens", None)
         self._has_held_few = False
 
     @property
@@ -102,18 +107,22 @@ class _Surveyor:
         return list(self._drawn) * times
 
     def lengths(self, test: str) -> list[tuple[int, int]]:
-        """(prompt_len, output_len) of a test's samples: as seen, else as expected."""
+        """(prompt_len, output_len) of a test's samples, in the order in which the engine takes
+        them; output_len as seen, else as expected."""
         seen = self.probe.output_lens
-        return [
+        found = [
             (len(self._requests[i].token_ids), seen.get(i, self._output_lens[i]))
             for i in self.indices(test)
         ]
+        if getattr(self._config.engine_config, "is_longest_first", False):
+            found.sort(key=lambda one: -one[0])
+        return found
 
     def pace(self) -> pace.Pace:
-        return pace.fit(self.probe.slices, max_live=self._max_live())
+        return pace.fit(self.probe.slices, max_live=self._max_live(), step_tokens=self._step_tokens)
 
     def try_whole(self, test: str) -> None:
-        """Measure the query of a test, several times if it is short; none where it is long.
+        """Measure the query of a test, where it is not too long for what is left of the time.
 
         A query that does not even fill the engine is tried. Of another one the time is guessed
         first: an engine that cannot forget would have to answer all of it.
@@ -124,21 +133,30 @@ class _Surveyor:
                 self.hold_few(self._full)
             limit = self._max_live() or self._full
             guess = dataclasses.replace(self.pace(), max_live=limit)
-            if guess.seconds(self.lengths(test)) > self.left_s * _WHOLE_PART:
+            can_forget = isinstance(self._engine, engines.CancellingEngine)
+            part = _WHOLE_PART if can_forget else _WHOLE_PART_KEPT
+            if guess.seconds(self.lengths(test)) > self.left_s * part:
                 return
             kept_s = 0.0
-        while len(self._wholes.get(test, ())) < _MOST_BURSTS:
-            room_s = self.left_s - kept_s
-            if room_s <= max(self._wholes.get(test, (0.0,))):
+        if (room_s := self.left_s - kept_s) > 0:
+            self._burst(test, room_s)
+
+    def repeat(self, test: str) -> None:
+        """Measure once more what was measured whole, as long as there is time for it."""
+        while 0 < len(self._wholes.get(test, ())) < _MOST_BURSTS:
+            if self.left_s <= max(self._wholes[test]) or not self._burst(test, self.left_s):
                 return
-            query = [self._requests[i] for i in indices]
-            took_s = self.probe.burst(query, limit_s=room_s)
-            if took_s is None:
-                self.settle()
-                return
-            end_s = time.time()
-            self._wholes.setdefault(test, []).append(took_s)
-            self._windows.setdefault(test, []).append((end_s - took_s, end_s))
+
+    def _burst(self, test: str, limit_s: float) -> bool:
+        query = [self._requests[i] for i in self.indices(test)]
+        took_s = self.probe.burst(query, limit_s=limit_s)
+        if took_s is None:
+            self.settle()
+            return False
+        end_s = time.time()
+        self._wholes.setdefault(test, []).append(took_s)
+        self._windows.setdefault(test, []).append((end_s - took_s, end_s))
+        return True
 
     def is_whole(self, test: str) -> bool:
         return test in self._wholes
@@ -187,12 +205,17 @@ class _Surveyor:
         """How long a test's query takes, and how that is known."""
         lengths, times = self.lengths(test), self._wholes.get(test)
         tokens = sum(output_len for _, output_len in lengths)
+        slices = self.probe.slices
+        seen_s = sum(one.seconds for one in slices)
         if times:
-            seconds, how = statistics.fmean(times), f"measured whole, {len(times)} times"
-            error = statistics.stdev(times) / seconds if len(times) > 1 else None
+            seconds, used_s = statistics.fmean(times), sum(times)
+            how = f"measured whole, {_count(len(times))}"
         else:
-            seconds, how = self.pace().seconds(lengths), "modelled"
-            error = pace.spread(self.probe.slices, lengths, max_live=self._max_live())
+            seconds, used_s, how = self.pace().seconds(lengths), seen_s, "modelled"
+        spread = pace.spread(
+            slices, lengths, max_live=self._max_live(), step_tokens=self._step_tokens
+        )
+        error = pace.error_of_one(spread, seen_s=seen_s, used_s=used_s, lasts_s=seconds)
         return {
             "num_samples": len(lengths),
             "seconds": seconds,
@@ -208,9 +231,19 @@ class _Surveyor:
         return float(np.mean([length for _, length in self.lengths("accuracy")]))
 
     def _max_live(self) -> int | None:
-        """How many live at once, if more were in flight than did."""
+        """How many live at once, if more were in flight than did, and places were short and not
+        room in the steps for their prompts."""
         probe = self.probe
-        return probe.max_live if probe.most_in_flight > probe.max_live > 0 else None
+        if not probe.most_in_flight > probe.max_live > 0:
+            return None
+        if self._step_tokens is not None:
+            prompt_len = float(np.mean([len(one.token_ids) for one in self._requests]))
+            output_len = float(np.mean(self._output_lens))
+            # So many live where each step is filled with the prompts of those that follow.
+            filled = self._step_tokens * output_len / (prompt_len + output_len)
+            if probe.max_live > _FILLED_PART * filled:
+                return None
+        return probe.max_live
 
 
 def survey(
@@ -235,6 +268,8 @@ def survey(
         found.try_whole("performance")
     if "accuracy" in tests:
         found.try_whole("accuracy")
+    for test in tests:
+        found.repeat(test)
     if not tests or not all(found.is_whole(test) for test in tests):
         sizes = [len(found.indices(test)) for test in tests]
         found.hold(None if is_open or not sizes else max(sizes))
@@ -266,6 +301,10 @@ def output_lens(
     lens = np.asarray(reference_lens, dtype=np.float64)
     stretched = np.clip(np.rint(lens * mean / lens.mean()), 2, benchmark.max_new_tokens)
     return [int(length) for length in stretched]
+
+
+def _count(times: int) -> str:
+    return "once" if times == 1 else f"{times} times"
 
 
 def _tests_of(config: RunConfig) -> tuple[str, ...]:
