@@ -23,6 +23,7 @@ from typing import Any
 
 from paceline import config as configs
 from paceline.harness import loadgen
+from paceline.harness.neighbours import Neighbours
 from paceline.harness.trial import Job, run_trial
 from paceline.operate.confirm import judge_pairs
 
@@ -69,7 +70,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--within", type=float, default=0.95)
     options = parser.parse_args()
-    load, start_s = os.getloadavg()[0], time.monotonic()
+    load, start_s, beside = os.getloadavg()[0], time.monotonic(), Neighbours()
     grid = tune(options, "grid", None)
     size = grid["space_size"]  # the recipe's own values are among the choices
     if grid["num_trials"] != size:
@@ -95,6 +96,7 @@ def main() -> int:
         "part_of_best": round(part, 4),
         "pairs": judged,
         "load": round(load, 2),
+        "other_cores": round(beside.cores() or 0.0, 2),
         "minutes": round((time.monotonic() - start_s) / 60, 1),
     }
     (options.out / "result.json").write_text(json.dumps(result, indent=1) + "\n")

@@ -87,6 +87,8 @@ def _print(found: Mapping[str, Any]) -> None:
             )
         )
     rows += [("  memory", text) for text in _memory(found["memory"])]
+    if found["crowding"]:
+        rows.append(("  machine", f"{found['crowding']}: a run beside others takes another time"))
     rows.append(("  energy", found["energy_note"]))
     rows.append(("  verdict", f"{validity['result']}: {validity['reason']}"))
     if validity["change"]:

@@ -14,6 +14,7 @@ import os
 import signal
 import subprocess
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,10 @@ from paceline.errors import EngineError, PacelineError
 from paceline.harness import process
 from paceline.rundir import write_atomically
 
-__all__ = ["Job", "Trial", "run_trial"]
+__all__ = ["Job", "Trial", "crowding", "run_trial"]
+
+# What a machine does for itself is less.
+_NOTABLE_PART = 0.05
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,6 +89,15 @@ def run_trial(job: Job, folder: Path, *, observer: process.Observer) -> Trial:
     return _ended(
         job, facts, error, is_late=late.is_set(), code=spawned.child.returncode, log=log_path
     )
+
+
+def crowding(facts: Mapping[str, Any]) -> str:
+    """A sentence's part on other programs that took part of the processor; empty if none did."""
+    machine = facts.get("machine") or {}
+    cores, others = machine.get("cores"), machine.get("other_cores")
+    if others is None or others < _NOTABLE_PART * cores:
+        return ""
+    return f"other programs took {others:.1f} of {cores} cores meanwhile"
 
 
 def _ended(

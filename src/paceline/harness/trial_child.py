@@ -23,6 +23,7 @@ from typing import Any
 from paceline import engines
 from paceline.config import RunConfig
 from paceline.harness import loadgen, preflight
+from paceline.harness.neighbours import Neighbours
 from paceline.harness.process import error_event
 from paceline.harness.survey import Samples, output_lens, survey
 from paceline.mlperf import dataset, rules
@@ -63,6 +64,7 @@ class _Child:
             engine.start()
             facts: dict[str, Any] = {"load_s": round(time.perf_counter() - start_s, 3)}
             self._report(f"measuring for {seconds:g} s", None)
+            neighbours = Neighbours()
             if is_survey:
                 samples = Samples(prompts=prompts, drawn=drawn, expected_lens=expected)
                 facts |= self._survey(config, engine, samples, seconds=seconds)
@@ -70,6 +72,12 @@ class _Child:
                 speed = preflight.measure(config, engine, prompts, seconds=seconds)
                 facts |= {"speed": dataclasses.asdict(speed)}
             facts["engine"] = engine.describe()
+            # An engine on cards or on other machines hardly minds.
+            if facts["engine"].get("device") == "cpu":
+                facts["machine"] = {
+                    "cores": neighbours.num_cores,
+                    "other_cores": neighbours.cores(),
+                }
         finally:
             engine.close()
         facts["peak_rss_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -20,7 +20,7 @@ from typing import Any
 from paceline.config import RunConfig
 from paceline.engines.probe import ProbeResult
 from paceline.harness.query_size import query_len, stated_qps
-from paceline.harness.trial import Job, run_trial
+from paceline.harness.trial import Job, crowding, run_trial
 from paceline.mlperf import rules
 from paceline.operate.forecast_energy import Watts
 from paceline.submission import system_nvml
@@ -71,6 +71,8 @@ def make_forecast(
         "sizing": _sizing(config, speed, surveyed["sizing"]),
         "validity": _validity(config, tests, speed, is_sized="target_qps" in surveyed["sizing"]),
         "submission_shortfalls": list(config.shortfalls),
+        "machine": facts.get("machine"),
+        "crowding": crowding(facts),
         "memory": _memory(facts, cards),
         **watts.energy(tests, held_unix_s=surveyed["held_unix_s"]),
     }

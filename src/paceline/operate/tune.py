@@ -23,7 +23,7 @@ from paceline.engines.knobs import Knob, answer_settings
 from paceline.errors import EngineError, InputError
 from paceline.harness import resume as resume_benchmark
 from paceline.harness import run as run_benchmark
-from paceline.harness.trial import Job, Trial, run_trial
+from paceline.harness.trial import Job, Trial, crowding, run_trial
 from paceline.operate.contest import Contest, Decision
 from paceline.operate.tuned import tuned_recipe
 from paceline.operate.tuner import Study, Tried
@@ -168,17 +168,20 @@ class _Search:
             ended = self._measure(values, self._folder(number))
         except InputError as error:  # settings that do not go together
             ended = Trial(how="refused", facts=None, error=error)
-        found = {} if ended.facts is None else ended.facts["speed"]
+        facts = ended.facts or {}
+        found = facts.get("speed", {})
         speed = found.get("tokens_per_second", 0.0)
-        detail = "" if ended.error is None else ended.error.message.splitlines()[0]
+        details = [] if ended.error is None else [ended.error.message.splitlines()[0]]
         if not found.get("is_full", True):
-            detail = f"the engine was not yet full after {found['ramp_s']:.0f} s"
+            details.append(f"the engine was not yet full after {found['ramp_s']:.0f} s")
+        if said := crowding(facts):
+            details.append(said)
         return Tried(
             number=number,
             values=values,
             tokens_per_second=speed,
             how=ended.how,
-            detail=detail,
+            detail="; ".join(details),
             seconds=round(time.monotonic() - start_s, 1),
         )
 
