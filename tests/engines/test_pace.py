@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paceline.engines.pace import Pace, Slice, error_of_one, fit, spread
+from paceline.engines.pace import Pace, Slice, fit, noise_s, spread
 
 COSTS = st.floats(min_value=1e-4, max_value=1e-1)
 
@@ -75,15 +78,17 @@ def test_a_prompt_that_is_longer_than_a_step_takes_several() -> None:
     assert pace.seconds([(250, 4)]) == 6
 
 
-def test_a_short_query_varies_more_than_what_it_was_foretold_from() -> None:
-    """Seen for 60 s, with an error of 1 %: a query of 60 s varies as much once more, one of 15 s
-    twice as much; and one foretold from 15 of them is off by as much again."""
-    told = {"seen_s": 60.0, "used_s": 60.0}
-    assert error_of_one(0.01, **told, lasts_s=60.0) == pytest.approx(0.01 * 2**0.5)
-    assert error_of_one(0.01, **told, lasts_s=1e9) == pytest.approx(0.01)
-    assert error_of_one(0.01, seen_s=60.0, used_s=15.0, lasts_s=15.0) == pytest.approx(
-        0.01 * 8**0.5
-    )
+def test_an_unsteady_engine_is_known_by_what_its_slices_took() -> None:
+    """Every second of work takes 0.1 s more or less: a variance of 0.01 s for each second."""
+    pace = Pace(step_s=0.01, token_s=0.0, prompt_token_s=0.0, max_live=None)
+    steady = [Slice(seconds=1.0, tokens=100, prompt_tokens=0, steps=100) for _ in range(8)]
+    assert noise_s(steady, pace) < 1e-20
+    shaken = [
+        replace(one, seconds=one.seconds + (0.1 if place % 2 else -0.1))
+        for place, one in enumerate(steady)
+    ]
+    assert noise_s(shaken, pace) == pytest.approx(8 * 0.01 / 7)
+    assert math.isnan(noise_s(shaken[:2], pace))
 
 
 def test_a_steady_engine_has_no_spread_and_a_noisy_one_has() -> None:

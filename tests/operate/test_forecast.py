@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +102,20 @@ def test_an_engine_that_fails_ends_the_forecast_by_its_error(paceline: Paceline)
     outcome = paceline("forecast", "--engine", "fake", "--set", "engine.fake.fail_after=5")
     assert outcome.code == 3
     assert "as told to" in outcome.err
+
+
+@pytest.mark.slow
+def test_an_engine_on_the_processor_is_told_beside_what_it_was_measured(
+    paceline: Paceline,
+) -> None:
+    """The demo, beside a program that spins: both tests' times, and that the machine was shared."""
+    spin = [sys.executable, "-c", "while True: pass"]
+    with subprocess.Popen(spin) as beside:
+        outcome = paceline("forecast", "--engine", "native", "--mode", "performance")
+        beside.kill()
+    assert outcome.code == 0, outcome
+    assert "measured whole" in outcome.out
+    assert "machine      other programs took " in outcome.out
 
 
 def machine(folder: Path, **flags: object) -> dict[str, str]:

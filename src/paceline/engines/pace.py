@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Pace", "Slice", "error_of_one", "fit", "spread"]
+__all__ = ["Pace", "Slice", "fit", "noise_s", "spread"]
 
 _BLOCKS = 8
 
@@ -70,6 +70,11 @@ class Pace:
             while ends and ends[0] <= steps:
                 heapq.heappop(ends)
         return now_s
+
+    def slice_s(self, one: Slice) -> float:
+        """How long the work of a slice takes."""
+        work_s = self.token_s * one.tokens + self.prompt_token_s * one.prompt_tokens
+        return self.step_s * one.steps + work_s
 
     def _step_s(self, tokens: int) -> float:
         return self.step_s + self.token_s * tokens
@@ -123,7 +128,8 @@ def spread(
     max_live: int | None,
     step_tokens: int | None = None,
 ) -> float:
-    """One standard error of the time of a query, as a fraction of it, by leaving blocks out."""
+    """One standard error of the time of a query as the costs are known, as a fraction of it, by
+    leaving blocks out. What the query itself varies by comes on top: see `noise_s`."""
     blocks = min(_BLOCKS, len(slices))
     if blocks < 3:
         return float("nan")
@@ -138,16 +144,20 @@ def spread(
     return variance**0.5 / mean if mean else float("nan")
 
 
-def error_of_one(spread: float, *, seen_s: float, used_s: float, lasts_s: float) -> float:
-    """One standard error, as a fraction, of the time that a query takes the next time.
-
-    `spread` is that of the mean over `seen_s` of measuring. An engine whose pace varies does so
-    while the query runs as well, and the more the shorter the query; `used_s` is what the forecast
-    itself rests on.
-    """
-    if not used_s or not lasts_s:
+def noise_s(slices: Sequence[Slice], pace: Pace) -> float:
+    """How unsteady an engine is: what it takes for work of so many seconds by its pace has this
+    much variance for each of them, in seconds. Blocks of slices are looked at, as what slows a
+    machine lasts longer than a slice."""
+    blocks = min(_BLOCKS, len(slices))
+    if blocks < 3:
         return float("nan")
-    return spread * math.sqrt(seen_s / used_s + seen_s / lasts_s)
+    found = []
+    for block in np.array_split(np.arange(len(slices)), blocks):
+        held = [slices[place] for place in block]
+        expected_s = sum(pace.slice_s(one) for one in held)
+        if expected_s > 0:
+            found.append((sum(one.seconds for one in held) - expected_s) ** 2 / expected_s)
+    return sum(found) / (len(found) - 1) if len(found) > 1 else float("nan")
 
 
 def _non_negative(columns: NDArray[np.float64], wanted: NDArray[np.float64]) -> NDArray[np.float64]:

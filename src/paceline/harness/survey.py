@@ -8,6 +8,7 @@ live and with many.
 from __future__ import annotations
 
 import dataclasses
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -37,6 +38,8 @@ _FEW = 8
 # From so many on of those that a step's room for prompts lets live, it is what limits them.
 _FILLED_PART = 0.75
 _LEAST_S = 1.0
+# What a model is off by on an engine of known costs, which is never unsteady.
+_MODEL_ERROR = 0.015
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -205,17 +208,12 @@ class _Surveyor:
         """How long a test's query takes, and how that is known."""
         lengths, times = self.lengths(test), self._wholes.get(test)
         tokens = sum(output_len for _, output_len in lengths)
-        slices = self.probe.slices
-        seen_s = sum(one.seconds for one in slices)
         if times:
-            seconds, used_s = statistics.fmean(times), sum(times)
+            seconds, error = statistics.fmean(times), self._error_of_whole(times)
             how = f"measured whole, {_count(len(times))}"
         else:
-            seconds, used_s, how = self.pace().seconds(lengths), seen_s, "modelled"
-        spread = pace.spread(
-            slices, lengths, max_live=self._max_live(), step_tokens=self._step_tokens
-        )
-        error = pace.error_of_one(spread, seen_s=seen_s, used_s=used_s, lasts_s=seconds)
+            seconds, error = self.pace().seconds(lengths), self._error_of_model(lengths)
+            how = "modelled"
         return {
             "num_samples": len(lengths),
             "seconds": seconds,
@@ -226,6 +224,22 @@ class _Surveyor:
             "samples_per_second": len(lengths) / seconds if seconds else None,
             "windows_unix_s": self._windows.get(test, []),
         }
+
+    def _error_of_whole(self, times: Sequence[float]) -> float:
+        """One standard error, as a fraction, of the next time: the mean's and its own. By how much
+        the engine was unsteady in all, or these times were apart if that is more."""
+        mean, more = statistics.fmean(times), 1 + 1 / len(times)
+        error = math.sqrt(pace.noise_s(self.probe.slices, self.pace()) / mean * more)
+        if len(times) > 1:
+            error = max(error, statistics.stdev(times) / mean * math.sqrt(more))
+        return error
+
+    def _error_of_model(self, lengths: Sequence[tuple[int, int]]) -> float:
+        slices, fitted = self.probe.slices, self.pace()
+        limits = {"max_live": fitted.max_live, "step_tokens": fitted.step_tokens}
+        spread = pace.spread(slices, lengths, **limits)
+        own = pace.noise_s(slices, fitted) / fitted.seconds(lengths)
+        return math.sqrt(spread**2 + own + _MODEL_ERROR**2)
 
     def _mean_len(self) -> float:
         return float(np.mean([length for _, length in self.lengths("accuracy")]))

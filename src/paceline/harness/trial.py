@@ -93,9 +93,11 @@ def run_trial(job: Job, folder: Path, *, observer: process.Observer) -> Trial:
 
 def crowding(facts: Mapping[str, Any]) -> str:
     """A sentence's part on other programs that took part of the processor; empty if none did."""
-    machine = facts.get("machine") or {}
-    cores, others = machine.get("cores"), machine.get("other_cores")
-    if others is None or others < _NOTABLE_PART * cores:
+    machine = facts.get("machine")
+    if machine is None or machine["other_cores"] is None:
+        return ""
+    cores, others = machine["cores"], machine["other_cores"]
+    if others < _NOTABLE_PART * cores:
         return ""
     return f"other programs took {others:.1f} of {cores} cores meanwhile"
 
