@@ -95,5 +95,5 @@ def test_a_query_that_is_too_long_to_play_is_modelled_within_five_percent(
     assert test["seconds"] == pytest.approx(counting.seconds, rel=0.05)
     # Two standard errors hold it.
     off = test["seconds"] / counting.seconds - 1
-    assert abs(off) < 2 * test["relative_error"] < 0.2
+    assert abs(off) < 2 * test["relative_error"] < 0.4
     assert found.pace.prompt_token_s == pytest.approx(costs.prompt_s, rel=0.2)
