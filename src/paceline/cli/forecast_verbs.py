@@ -18,6 +18,9 @@ from paceline.submission.system_parse import size_text
 
 __all__ = ["forecast"]
 
+# Twice such an error is all of it.
+_HALF = 0.5
+
 
 def forecast(
     recipe: Path | None,
@@ -88,7 +91,7 @@ def _print(found: Mapping[str, Any]) -> None:
         )
     rows += [("  memory", text) for text in _memory(found["memory"])]
     if found["crowding"]:
-        rows.append(("  machine", f"{found['crowding']}: a run beside others takes another time"))
+        rows.append(("  machine", f"{found['crowding']}: the times hold beside the like"))
     rows.append(("  energy", found["energy_note"]))
     rows.append(("  verdict", f"{validity['result']}: {validity['reason']}"))
     if validity["change"]:
@@ -125,10 +128,14 @@ def _memory(memory: Mapping[str, Any]) -> list[str]:
 
 
 def _error(relative: float | None) -> str:
-    return "" if relative is None else f" +/- {2 * relative:.1%}"
+    if relative is None:
+        return ""
+    return f" +/- {2 * relative:.1%}" if relative < _HALF else " +/- more than 100 %"
 
 
 def _time(seconds: float) -> str:
+    if seconds < 1:
+        return f"{1000 * seconds:.3g} ms"
     if seconds < 120:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)

@@ -26,6 +26,7 @@ from paceline.rundir import write_atomically
 
 __all__ = ["Job", "Trial", "crowding", "run_trial"]
 
+_SHOWN_AS = {"survey": "forecast", "speed": "trial"}
 # What a machine does for itself is less.
 _NOTABLE_PART = 0.05
 
@@ -78,7 +79,7 @@ def run_trial(job: Job, folder: Path, *, observer: process.Observer) -> Trial:
     error: PacelineError | None = None
     try:
         with spawned.events() as events:
-            facts = process.follow(events, "trial", observer=observer)
+            facts = process.follow(events, _SHOWN_AS[job.kind], observer=observer)
     except PacelineError as told:
         error = told
     finally:

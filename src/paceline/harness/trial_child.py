@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ from paceline.harness.survey import Samples, output_lens, survey
 from paceline.mlperf import dataset, rules
 
 __all__ = ["main"]
+
+_TELL_EVERY_S = 1.0
 
 
 class _Child:
@@ -63,14 +66,14 @@ class _Child:
         try:
             engine.start()
             facts: dict[str, Any] = {"load_s": round(time.perf_counter() - start_s, 3)}
-            self._report(f"measuring for {seconds:g} s", None)
             neighbours = Neighbours()
-            if is_survey:
-                samples = Samples(prompts=prompts, drawn=drawn, expected_lens=expected)
-                facts |= self._survey(config, engine, samples, seconds=seconds)
-            else:
-                speed = preflight.measure(config, engine, prompts, seconds=seconds)
-                facts |= {"speed": dataclasses.asdict(speed)}
+            with self._counting(seconds):
+                if is_survey:
+                    samples = Samples(prompts=prompts, drawn=drawn, expected_lens=expected)
+                    facts |= self._survey(config, engine, samples, seconds=seconds)
+                else:
+                    speed = preflight.measure(config, engine, prompts, seconds=seconds)
+                    facts |= {"speed": dataclasses.asdict(speed)}
             facts["engine"] = engine.describe()
             # An engine on cards or on other machines hardly minds.
             if facts["engine"].get("device") == "cpu":
@@ -113,6 +116,26 @@ class _Child:
 
     def _report(self, what: str, fraction: float | None) -> None:
         self.send(event="loading", what=what, fraction=fraction)
+
+    @contextlib.contextmanager
+    def _counting(self, seconds: float) -> Iterator[None]:
+        """Tell each second how much of the time is over."""
+        what, begun_s, is_over = f"measuring for {seconds:g} s", time.monotonic(), threading.Event()
+
+        def count() -> None:
+            passed_s = 0.0
+            while not is_over.wait(_TELL_EVERY_S) and passed_s < seconds:
+                passed_s = time.monotonic() - begun_s
+                self._report(what, min(1.0, passed_s / seconds))
+
+        self._report(what, 0.0)
+        counter = threading.Thread(target=count, name="count", daemon=True)
+        counter.start()
+        try:
+            yield
+        finally:
+            is_over.set()
+            counter.join()
 
     def _watch(self) -> None:
         select.select([self._control_fd], [], [])

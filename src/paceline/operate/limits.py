@@ -151,12 +151,12 @@ def host_memory(
     if free < model_bytes:
         return blocker(
             name,
-            f"{seen}; the model takes {size} on the CPU",
+            f"{seen}; the model's files are {size}, and no less on the CPU",
             why=why,
             mend="ps aux --sort=-rss | head   shows who holds it; in Slurm, --mem=0; or a smaller "
             "model",
         )
-    return fine(name, f"{seen}; the model takes {size}", why=why)
+    return fine(name, f"{seen}; the model's files are {size}", why=why)
 
 
 def available_memory(host: Host) -> tuple[int | None, str]:
