@@ -6,12 +6,17 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 from cards import build_driver
 from support import Paceline
+
+from paceline import config
+from paceline.harness import loadgen
+from paceline.operate import make_forecast
 
 PACE = ("engine.fake.tokens_per_second=2000", "engine.fake.concurrency=4")
 BASE = (*PACE, "engine.fake.output_len=20")
@@ -96,6 +101,21 @@ def test_a_rate_above_what_the_engine_makes_is_refused_beforehand(paceline: Pace
     assert (too_fast.code, too_fast.json["validity"]["result"]) == (1, "INVALID")
     fine = paceline(*base, *sets(*BASE, "loadgen.target_qps=50"))
     assert (fine.code, fine.json["validity"]["result"]) == (0, "UNKNOWN")
+
+
+def test_a_measurement_tells_how_much_of_it_is_over(tmp_path: Path) -> None:
+    settings = config.read_settings(
+        None, ["engine.name=fake", *BASE, "loadgen.min_query_count=999"]
+    )
+    events: list[Mapping[str, Any]] = []
+    run = config.resolve(settings, loadgen.wheel().round)
+    make_forecast(run, seconds=2.5, folder=tmp_path, observer=events.append)
+    told = [one["fraction"] for one in events if one.get("what") == "measuring for 2.5 s"]
+    assert {one["test"] for one in events} == {"forecast"}
+    assert told[0] == 0.0
+    assert told == sorted(told)
+    assert len(told) >= 3
+    assert 0.3 < told[1] < told[2] <= 1.0
 
 
 def test_an_engine_that_fails_ends_the_forecast_by_its_error(paceline: Paceline) -> None:
