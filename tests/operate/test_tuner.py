@@ -11,6 +11,7 @@ import pytest
 
 from paceline.engines.native_settings import NativeConfig
 from paceline.engines.pace import Pace
+from paceline.operate.final import run_final
 from paceline.operate.tuner import Study, Tried
 
 KNOBS = NativeConfig(device="cpu").knobs(0)
@@ -87,3 +88,64 @@ def test_a_trial_that_was_broken_off_counts_as_not_made(tmp_path: Path) -> None:
     asked = again.ask()
     assert asked is not None
     assert asked[1] == DEFAULT
+
+
+def tried(number: int, speed: float, how: str = "ok") -> Tried:
+    return Tried(
+        number=number,
+        values={"n": number},
+        tokens_per_second=speed,
+        how=how,
+        detail="",
+        seconds=1.0,
+    )
+
+
+def test_a_final_ranks_by_what_was_measured_in_turn(tmp_path: Path) -> None:
+    """The luckiest trial leads the list and loses the final on a machine that changes its pace."""
+    true = {1: 100.0, 2: 95.0, 3: 90.0}
+    pace = iter([1.0, 0.8, 0.7, 0.7, 0.9, 1.1])
+    asked: list[int] = []
+
+    def speed(values: Mapping[str, Any], folder: Path) -> float:
+        asked.append(values["n"])
+        return true[values["n"]] * (next(pace) if len(asked) <= 6 else 1.0)
+
+    lucky = [
+        tried(3, 120.0),
+        tried(2, 118.0),
+        tried(1, 110.0),
+        tried(4, 109.0),
+        tried(5, 0, "hung"),
+    ]
+    notes: list[str] = []
+    told = {"folder": tmp_path / "final", "speed": speed, "note": notes.append}
+    ranked = run_final(lucky, **told)
+    # Three of them, there and back: each meets the machine early once and late once.
+    assert asked == [3, 2, 1, 1, 2, 3]
+    assert [one.number for one in ranked][-1] == 4
+    assert len(notes) == 2
+    assert run_final(lucky, **told) == ranked
+    assert len(asked) == 6, "rounds that were made before are kept"
+
+
+def test_a_steady_machine_has_the_fastest_win_its_final(tmp_path: Path) -> None:
+    lucky = [tried(3, 120.0), tried(2, 118.0), tried(1, 110.0)]
+    ranked = run_final(
+        lucky,
+        folder=tmp_path / "f",
+        speed=lambda values, _: {1: 100.0, 2: 0.0, 3: 90.0}[values["n"]],
+        note=lambda _: None,
+    )
+    assert [one.number for one in ranked] == [1, 3, 2], "one that failed is last"
+
+
+def test_a_winner_by_far_needs_no_final(tmp_path: Path) -> None:
+    ranked = run_final(
+        [tried(1, 100.0), tried(2, 79.0)],
+        folder=tmp_path / "f",
+        speed=lambda values, folder: pytest.fail("measured"),
+        note=lambda _: None,
+    )
+    assert [one.number for one in ranked] == [1, 2]
+    assert not (tmp_path / "f").exists()

@@ -2,7 +2,7 @@
 
     Contest(...).decide(tried)     who it is, or why nobody
 
-The fastest is measured against the default, pair by pair. One that changes settings of the answers
+The fastest by name run a final (`final`); who leads it is measured against the default, pair by pair. One that changes settings of the answers
 then runs the benchmark's accuracy test, beside the default's: its run has to pass, and the two
 compared have to hold the same gate. One that does not is put aside, with all that have the same
 settings of the answers, and the next fastest takes its place. Those that answer as the default
@@ -23,6 +23,7 @@ from typing import Any
 from paceline.compare import compare_answers, open_side
 from paceline.errors import EngineError
 from paceline.operate.confirm import judge_pairs
+from paceline.operate.final import run_final
 from paceline.operate.tuner import Tried
 from paceline.rundir import make_folder, write_atomically
 
@@ -59,9 +60,7 @@ class Contest:
     def decide(self, tried: Sequence[Tried]) -> Decision:
         """The default, which is among them, ends the contest at the latest. Raises PacelineError
         when an accuracy run does not come to its end."""
-        left = sorted(
-            (one for one in tried if one.how == "ok"), key=lambda one: -one.tokens_per_second
-        )
+        left = run_final(tried, folder=self.out / "final", speed=self.speed, note=self.note)
         rejected: list[dict[str, Any]] = []
         while True:
             best, values = left[0], dict(left[0].values)
