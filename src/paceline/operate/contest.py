@@ -2,11 +2,12 @@
 
     Contest(...).decide(tried)     who it is, or why nobody
 
-The fastest by name run a final (`final`); who leads it is measured against the default, pair by pair. One that changes settings of the answers
-then runs the benchmark's accuracy test, beside the default's: its run has to pass, and the two
-compared have to hold the same gate. One that does not is put aside, with all that have the same
-settings of the answers, and the next fastest takes its place. Those that answer as the default
-does need no such run, so a search for precision still ends with what it found of speed.
+The fastest by name run a final (`final`), and who leads it is measured against the default, pair by
+pair. One that changes settings of the answers then runs the benchmark's accuracy test, beside the
+default's: its run has to pass, and the two compared have to hold the same gate. One that does not
+is put aside, with all that have the same settings of the answers, and the next fastest takes its
+place. Those that answer as the default does need no such run, so a search for precision still ends
+with what it found of speed.
 
 What was measured is kept in a folder for each candidate, from which a search that was killed goes
 on: `pairs.json` and `accuracy.json`.
