@@ -111,6 +111,11 @@ class _Search:
         self._resumed = len(self._study.tried())
 
     def execute(self) -> dict[str, Any]:
+        names = ", ".join(knob.name for knob in self._plan.knobs)
+        self._note(
+            f"{self._study.size:,} settings of {names}, {self._plan.trial_s:g} s a trial; what was "
+            f"stopped goes on by: paceline tune --resume {self._plan.out}"
+        )
         if self._resumed:
             self._note(f"{self._resumed} trials were made before and are kept")
         if self._study.num_interrupted:
@@ -192,7 +197,10 @@ class _Search:
             seconds=self._plan.trial_s,
             limit_s=self._limit_s(),
         )
-        return run_trial(job, folder, observer=self._observer)
+        shown = str(folder.relative_to(self._plan.out))
+        return run_trial(
+            job, folder, observer=lambda event: self._observer({**event, "test": shown})
+        )
 
     def _limit_s(self) -> float:
         tried = self._study.tried()
