@@ -149,8 +149,8 @@ def _print(found: Mapping[str, Any], out: Path) -> None:
             else f" (95 % interval {judged['gain_low']:+.1%} to {judged['gain_high']:+.1%})"
         )
         typer.echo(
-            f"best against default: {judged['gain']:+.1%}{bounds}, faster in {judged['num_faster']} of "
-            f"{len(judged['pairs'])} pairs"
+            f"best against default: {judged['gain']:+.1%}{bounds}, faster in "
+            f"{judged['num_faster']} of {len(judged['pairs'])} pairs"
         )
     typer.echo(f"outcome: {found['outcome']}")
     if found["recipe"]:
