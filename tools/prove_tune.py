@@ -4,9 +4,10 @@
         --search max_live_sequences=1,2,4,8,16,32 --search max_step_tokens=32,128,512,1024,2048
 
 First every setting of the space is measured, then a search of its own gets a quarter as many
-trials and its final; both are `paceline tune`. Their two winners are then measured pair by pair, one after the
-other in alternating order, as the grid's best figure alone is the luckiest of many. OUT/result.json
-has all of it. The exit code is 1 when the search's winner is below `--within` of the grid's.
+trials and its final; both are `paceline tune`. Their two winners are then measured pair by pair,
+one after the other in alternating order, as the grid's best figure alone is the luckiest of many.
+OUT/result.json has all of it. The exit code is 1 when the search's winner is below `--within` of
+the grid's.
 """
 
 from __future__ import annotations
