@@ -69,16 +69,7 @@ def _print(found: Mapping[str, Any]) -> None:
         ),
         ("  model load", _loads(found)),
     ]
-    rows += [
-        (
-            f"  {name}",
-            (
-                f"{test['num_samples']:,} samples in {_time(test['seconds'])} "
-                f"({_time(test['low_s'])} to {_time(test['high_s'])})   {test['how']}"
-            ),
-        )
-        for name, test in found["tests"].items()
-    ]
+    rows += _tests(found["tests"])
     rows.append(("  all of it", f"{_time(found['wall_s'])}, without scoring"))
     if sizing["min_duration_s"]:
         query = sizing["query_samples"]
@@ -99,6 +90,19 @@ def _print(found: Mapping[str, Any]) -> None:
     typer.echo(table(rows))
     if found["submission_shortfalls"]:
         typer.echo(f"  NOT A SUBMISSION: {'; '.join(found['submission_shortfalls'])}.")
+
+
+def _tests(tests: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, ...]]:
+    return [
+        (
+            f"  {name}",
+            (
+                f"{test['num_samples']:,} samples in {_time(test['seconds'])} "
+                f"({_time(test['low_s'])} to {_time(test['high_s'])})   {test['how']}"
+            ),
+        )
+        for name, test in tests.items()
+    ]
 
 
 def _loads(found: Mapping[str, Any]) -> str:
