@@ -1,0 +1,290 @@
+"""Exchange those of the demo's samples whose answers noise of a format's size would change.
+
+    python tools/demo_candidates.py POOL.jsonl
+    python tools/choose_demo_samples.py POOL.jsonl OUT.jsonl --device cuda
+    python tools/build_demo_samples.py
+
+An answer stays what it is as long as each of its tokens stays the first choice. The margin of a
+token is its logit less the greatest other one, given the prompt and the answer up to there; one
+pass over prompt and answer has them all. For each prompt that is asked first in float32, whose
+margins must all be positive, and then in draws of noise: the weights of every linear layer are
+disturbed by normal numbers of `--noise` times the root mean square of their row, what the layers
+read is rounded to FP8 with a scale a token, keys and values with one scale. A token's distance is
+the mean of its margins over the draws in their standard deviations, a sample's that of its
+nearest token.
+
+Samples of the set that stand nearer than `--keep` are exchanged for the candidate of the same
+kind and the same number of answer tokens that stands farthest, each text and each way of asking as
+seldom as can be; so the set keeps its kinds, its tokens and about its prompts' lengths. No
+quantised checkpoint is looked at: those are what the set judges.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from paceline.config import demo_dataset, embedded_model
+from paceline.engines.reference import load_model
+from paceline.engines.reference_quantized import round_fp8
+from paceline.mlperf.frames import chat_prompt
+from paceline.mlperf.tokenizer import load_tokenizer
+from paceline.native.fused import FP8_MAX
+
+Record = dict[str, Any]
+TOKENS_AT_ONCE = 16384
+LONG_TOKENS = 250
+
+
+def linears(model: Any) -> Iterator[tuple[str, Any]]:
+    """The linear layers of the blocks."""
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear) and name.startswith("model.layers."):
+            yield name, module
+
+
+class Noise:
+    """A model's linear layers, disturbed draw by draw."""
+
+    def __init__(self, model: Any, size: float) -> None:
+        self._size = size
+        self._layers = [(name, module, module.weight.clone()) for name, module in linears(model)]
+        self._hooks: list[Any] = []
+
+    def draw(self, seed: int) -> None:
+        """New weights by this seed, and activations in FP8."""
+        self.remove()
+        first = self._layers[0][2]
+        chance = torch.Generator(device=first.device).manual_seed(seed)
+        for name, module, weight in self._layers:
+            row = weight.square().mean(dim=1, keepdim=True).sqrt()
+            noise = torch.randn(weight.shape, generator=chance, device=weight.device)
+            module.weight.copy_(weight + self._size * row * noise)
+            self._hooks.append(module.register_forward_pre_hook(round_inputs))
+            if name.endswith(("k_proj", "v_proj")):
+                self._hooks.append(module.register_forward_hook(round_output))
+
+    def remove(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks.clear()
+        for _, module, weight in self._layers:
+            module.weight.copy_(weight)
+
+
+def round_inputs(module: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """FP8, a scale a token."""
+    del module
+    widest = inputs[0].abs().amax(dim=-1, keepdim=True).clamp(min=2.0**-100)
+    return (round_fp8(inputs[0], widest / FP8_MAX), *inputs[1:])
+
+
+def round_output(module: Any, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
+    """FP8, one scale."""
+    del module, inputs
+    rounded: Tensor = round_fp8(output, output.abs().amax() / FP8_MAX)
+    return rounded
+
+
+def margins(model: Any, prompts: Sequence[list[int]], answers: Sequence[list[int]]) -> list[Tensor]:
+    """(A,) margins of each answer's tokens, in logits."""
+    device = next(model.parameters()).device
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]) + len(answers[i]))
+    found: list[Tensor] = [torch.empty(0)] * len(prompts)
+    while order:
+        longest = len(prompts[order[-1]]) + len(answers[order[-1]])
+        take = max(1, TOKENS_AT_ONCE // longest)
+        batch, order = order[-take:], order[:-take]
+        ids = torch.zeros(len(batch), longest, dtype=torch.long)
+        for row, i in enumerate(batch):
+            whole = torch.tensor(prompts[i] + answers[i])
+            ids[row, : len(whole)] = whole
+        # Padding stands after what is read, and no token looks ahead.
+        hidden = model.model(ids.to(device), use_cache=False).last_hidden_state
+        for row, i in enumerate(batch):
+            start, length = len(prompts[i]) - 1, len(answers[i])
+            logits = model.lm_head(hidden[row, start : start + length]).float()
+            right = torch.tensor(answers[i], device=device)[:, None]
+            own = logits.gather(1, right)[:, 0]
+            logits.scatter_(1, right, -torch.inf)
+            found[i] = (own - logits.amax(dim=1)).cpu()
+    return found
+
+
+def measure(records: list[Record], options: argparse.Namespace) -> list[Record]:
+    """Those whose answer float32 gives, with their distance and the draws that kept it.
+
+    A candidate that loses its answer in one draw is asked no more.
+    """
+    tokenizer = load_tokenizer(embedded_model())
+    asked = [chat_prompt(x["system_prompt"], x["question"]) for x in records]
+    prompts = [list(ids) for ids in tokenizer.encode_batch(asked)]
+    (eos,) = tokenizer.encode_batch(["<|im_end|>"])[0]
+    texts = [x["response"] for x in records]
+    answers = [[*ids, eos] for ids in tokenizer.encode_batch(texts)]
+    model, _ = load_model(embedded_model(), "float32", options.device, torch)
+
+    def asked_now(which: list[int]) -> list[Tensor]:
+        return margins(model, [prompts[i] for i in which], [answers[i] for i in which])
+
+    left = [
+        i
+        for i, prompt in enumerate(prompts)
+        if len(prompt) < options.prompt_limit and len(answers[i]) <= options.most_tokens
+    ]
+    left = [i for i, margin in zip(left, asked_now(left), strict=True) if margin.min() > 0]
+    print(f"{len(left)} of {len(records)} prompts get their answer in float32", flush=True)
+    # Ten bits of mantissa are enough beside noise of some per cent.
+    torch.backends.cuda.matmul.allow_tf32 = True
+    noise = Noise(model, options.noise)
+    drawn: dict[int, list[Tensor]] = {i: [] for i in left}
+    for seed in range(options.draws):
+        noise.draw(seed)
+        stood = 0
+        for i, margin in zip(left, asked_now(left), strict=True):
+            drawn[i].append(margin)
+            stood += bool(margin.min() > 0)
+        print(f"draw {seed}: {stood} of {len(left)} answers stay", flush=True)
+        left = [i for i in left if records[i]["shipped"] or drawn[i][-1].min() > 0]
+    found = []
+    for i in left:
+        drawn_margins = torch.stack(drawn[i])
+        distance = (drawn_margins.mean(dim=0) / drawn_margins.std(dim=0)).min()
+        kept = int((drawn_margins.amin(dim=1) > 0).sum())
+        facts = {"distance": round(float(distance), 3), "kept": kept, "tokens": len(answers[i])}
+        found.append({**records[i], **facts, "prompt_tokens": len(prompts[i])})
+    return found
+
+
+def choose(shipped: list[Record], pool: list[Record], options: argparse.Namespace) -> list[Record]:
+    """The set with its weak samples exchanged, in the set's order.
+
+    The farthest of a kind are taken first, none of a sentence twice, few of a frame and of a way
+    of asking; samples of the set that stand far enough stay. Then samples are exchanged for nearer
+    ones until the set has as many answer tokens as before.
+    """
+    chosen: list[Record] = []
+    used: Counter[str] = Counter()
+
+    def marks(x: Record) -> tuple[tuple[str, int], ...]:
+        """What a record uses up, and how often that may be used."""
+        asked = f"{x['kind']} {x['way']} {x['system_prompt']}"
+        return ((x["response"], 1), (f"frame {x['frame']}", options.frames), (asked, options.ways))
+
+    def fits(x: Record, without: Record | None = None) -> bool:
+        gone = Counter(mark for mark, _ in marks(without)) if without else Counter[str]()
+        return all(used[mark] - gone[mark] < most for mark, most in marks(x))
+
+    def take(x: Record, sign: int = 1) -> None:
+        used.update({mark: sign for mark, _ in marks(x)})
+
+    pool = sorted(pool, key=lambda x: -x["distance"])
+    for sample in shipped:
+        if sample["distance"] >= options.keep:
+            chosen.append(sample)
+            take(sample)
+    long = [x for x in pool if x["prompt_tokens"] > LONG_TOKENS and x["distance"] >= options.keep]
+    missing = options.long - sum(x["prompt_tokens"] > LONG_TOKENS for x in chosen)
+    for kind, number in Counter(x["kind"] for x in shipped).items():
+        room = number - sum(x["kind"] == kind for x in chosen)
+        for x in [*long, *pool]:
+            is_long = x["prompt_tokens"] > LONG_TOKENS
+            if room and x["kind"] == kind and fits(x) and (missing > 0 or not is_long):
+                chosen.append(x)
+                take(x)
+                room -= 1
+                missing -= is_long
+        if room:
+            print(f"{room} of the {kind} samples are missing")
+    wanted = sum(x["tokens"] for x in shipped) if not options.tokens else options.tokens
+    while off := sum(x["tokens"] for x in chosen) - wanted:
+        costs = (
+            (old["distance"] - new["distance"], place, new)
+            for place, old in enumerate(chosen)
+            for new in pool
+            if not old["shipped"]
+            and new["kind"] == old["kind"]
+            and (new["prompt_tokens"] > LONG_TOKENS) == (old["prompt_tokens"] > LONG_TOKENS)
+            and 0 < (old["tokens"] - new["tokens"]) * (1 if off > 0 else -1) <= abs(off)
+            and fits(new, without=old)
+        )
+        best = min(costs, key=lambda x: x[0], default=None)
+        if best is None:
+            print(f"{off:+d} answer tokens: nothing fits")
+            break
+        _, place, new = best
+        take(chosen[place], -1)
+        take(new)
+        chosen[place] = new
+    return chosen
+
+
+def numbered(chosen: list[Record]) -> list[Record]:
+    """In the order of kinds, with ids of their own."""
+    kinds = Counter(x["kind"] for x in chosen)
+    return [
+        {**x, "id": f"{kind}.{number}"}
+        for kind in kinds
+        for number, x in enumerate((x for x in chosen if x["kind"] == kind), 1)
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
+    parser.add_argument("pool", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--draws", type=int, default=12)
+    parser.add_argument("--noise", type=float, default=0.03)
+    parser.add_argument("--keep", type=float, default=3.0)
+    parser.add_argument("--most-tokens", type=int, default=25)
+    parser.add_argument("--prompt-limit", type=int, default=512)
+    parser.add_argument("--frames", type=int, default=3, help="most samples of a frame")
+    parser.add_argument("--ways", type=int, default=4, help="most samples of a way of asking")
+    parser.add_argument("--long", type=int, default=4, help="samples with a long prompt")
+    parser.add_argument("--tokens", type=int, default=0, help="answer tokens, 0: as before")
+    parser.add_argument("--without", action="append", default=[], help="no text that has this")
+    parser.add_argument(
+        "--facts", type=Path, action="append", help="choose from what was measured before"
+    )
+    options = parser.parse_args()
+    text = demo_dataset().with_suffix(".jsonl").read_text().splitlines()
+    shipped = []
+    for line in text:
+        x = json.loads(line)
+        kind = x["id"].partition(".")[0]
+        shipped.append({**x, "kind": kind, "frame": x["response"], "way": "", "shipped": True})
+    pool = [json.loads(line) for line in options.pool.read_text().splitlines()]
+    if options.facts:
+        lines = "".join(path.read_text() for path in options.facts).splitlines()
+        facts = [json.loads(line) for line in lines]
+    else:
+        with torch.inference_mode():
+            facts = measure([*shipped, *({**x, "shipped": False} for x in pool)], options)
+        path = options.out.with_suffix(".facts.jsonl")
+        path.write_text("".join(json.dumps(x) + "\n" for x in facts))
+    # Several files of facts each have the set's samples.
+    old = list({x["id"]: x for x in facts if x["shipped"]}.values())
+    facts = [x for x in facts if not any(re.search(w, x["question"]) for w in options.without)]
+    if len(old) < len(shipped):
+        print(f"{len(shipped) - len(old)} samples of the set do not get their answer in float32")
+    chosen = numbered(choose(old, [x for x in facts if not x["shipped"]], options))
+    keys = ("id", "system_prompt", "question", "response")
+    options.out.write_text("".join(json.dumps({k: x[k] for k in keys}) + "\n" for x in chosen))
+    new = sum(not x["shipped"] for x in chosen)
+    print(f"{options.out}: {new} of {len(chosen)} samples are new; distances, nearest first:")
+    print(*sorted(x["distance"] for x in chosen))
+    print(f"tokens {sum(x['tokens'] for x in chosen)}, prompts", end=" ")
+    print(*sorted(x["prompt_tokens"] for x in chosen))
+
+
+if __name__ == "__main__":
+    main()
