@@ -231,3 +231,19 @@ def test_one_used_card_of_two_is_said(paceline: Paceline, tmp_path: Path) -> Non
     idle = finding(outcome, "gpus used")
     assert "1 of 2 cards" in idle["seen"]
     assert idle["mend"] == "--set engine.native.data_parallel=2"
+
+
+def test_a_precision_that_the_checkpoint_decides_is_said_to_be_assumed(
+    paceline: Paceline, tmp_path: Path
+) -> None:
+    env = machine(tmp_path / "driver")
+    recipe = str(REPOSITORY / "recipes/h200x1-offline-native-w4a8.toml")
+    outcome = paceline("doctor", recipe, "--json", env=env)
+    assert (
+        "(fp8, KV fp8; assumed, as the checkpoint decides" in finding(outcome, "model fits")["seen"]
+    )
+    assert outcome.json["plan"]["precision"] == "fp8, KV fp8 (assumed)"
+    stated = ("--set", "engine.native.quantization=w4a8")
+    outcome = paceline("doctor", recipe, "--json", *stated, env=env)
+    assert "of weights (w4a8, KV fp8) on" in finding(outcome, "model fits")["seen"]
+    assert outcome.json["plan"]["precision"] == "w4a8, KV fp8"

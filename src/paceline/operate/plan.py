@@ -56,11 +56,15 @@ _WITH_FP8 = ("H100", "H200", "B200", "B300", "L40", "RTX PRO", "Ada", "4090", "M
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Placed:
-    """A model, the cards here and the precision that the run would have on them."""
+    """A model, the cards here and the precision that the run would have on them.
+
+    The precision is assumed where the checkpoint decides it and none is named.
+    """
 
     model: Model
     cards: tuple[tuple[str, int], ...]
     precision: Precision
+    is_assumed: bool
 
     def live(self, group: int) -> int:
         """Sequences that live at once in one copy over the first `group` cards."""
@@ -81,10 +85,21 @@ def placed(asked: Asked | None, cards: Sequence[tuple[str, int]]) -> Placed | st
     model = read_model(folder) if folder else _LLAMA2_70B
     if asked is not None and folder is None and not asked.benchmark.is_mlperf:
         return "the shape of the model is not known without its config.json"
+    names = [name for name, _ in cards]
     return Placed(
         model=model,
         cards=tuple(cards),
-        precision=_precision(asked, model, has_folder=bool(folder), names=[n for n, _ in cards]),
+        precision=_precision(asked, model, has_folder=bool(folder), names=names),
+        is_assumed=folder is None and not _is_stated(asked),
+    )
+
+
+def _is_stated(asked: Asked | None) -> bool:
+    """Whether the recipe says what the weights are held as, whatever the checkpoint is."""
+    if asked is None:
+        return False
+    return asked.config.engine == "reference" or (
+        getattr(asked.settings, "quantization", "auto") != "auto"
     )
 
 
@@ -124,8 +139,9 @@ def fit_findings(asked: Asked, where: Placed) -> list[Finding]:
         return []  # said of the cards
     weights = size_text(weight_bytes(where.model, where.precision.weight_bits))
     live = where.live(group)
+    assumed = "; assumed, as the checkpoint decides and none is named" if where.is_assumed else ""
     seen = (
-        f"{weights} of weights ({where.precision.name}) on {group} x {where.cards[0][0]}: "
+        f"{weights} of weights ({where.precision.name}{assumed}) on {group} x {where.cards[0][0]}: "
         f"{live:,} live sequences"
     )
     more = f"--set engine.{asked.config.engine}.tensor_parallel={min(2 * group, num_cards)}"
@@ -199,7 +215,7 @@ def make_plan(where: Placed, *, recipe: str) -> dict[str, Any] | None:
     hours = max(_least_s(), _num_tokens() / expected) / 3600 if expected else None
     return {
         "cards": f"{num_cards} x {name}",
-        "precision": where.precision.name,
+        "precision": where.precision.name + (" (assumed)" if where.is_assumed else ""),
         "tensor_parallel": group,
         "replicas": replicas,
         "cards_left_over": num_cards - group * replicas,
