@@ -109,13 +109,17 @@ def margins(model: Any, prompts: Sequence[list[int]], answers: Sequence[list[int
             ids[row, : len(whole)] = whole
         # Padding stands after what is read, and no token looks ahead.
         hidden = model.model(ids.to(device), use_cache=False).last_hidden_state
-        for row, i in enumerate(batch):
-            start, length = len(prompts[i]) - 1, len(answers[i])
-            logits = model.lm_head(hidden[row, start : start + length]).float()
-            right = torch.tensor(answers[i], device=device)[:, None]
-            own = logits.gather(1, right)[:, 0]
-            logits.scatter_(1, right, -torch.inf)
-            found[i] = (own - logits.amax(dim=1)).cpu()
+        lengths = [len(answers[i]) for i in batch]
+        read = [
+            hidden[row, len(prompts[i]) - 1 : len(prompts[i]) - 1 + len(answers[i])]
+            for row, i in enumerate(batch)
+        ]
+        logits = model.lm_head(torch.cat(read)).float()
+        right = torch.tensor([x for i in batch for x in answers[i]], device=device)[:, None]
+        own = logits.gather(1, right)[:, 0]
+        logits.scatter_(1, right, -torch.inf)
+        for i, margin in zip(batch, (own - logits.amax(dim=1)).cpu().split(lengths), strict=True):
+            found[i] = margin
     return found
 
 
@@ -168,8 +172,8 @@ def choose(shipped: list[Record], pool: list[Record], options: argparse.Namespac
     """The set with its weak samples exchanged, in the set's order.
 
     The farthest of a kind are taken first, none of a sentence twice, few of a frame and of a way
-    of asking; samples of the set that stand far enough stay. Then samples are exchanged for nearer
-    ones until the set has as many answer tokens as before.
+    of asking; samples of the set that stand far enough stay. Then samples are exchanged for the
+    farthest others of another length until the set has as many answer tokens as before.
     """
     chosen: list[Record] = []
     used: Counter[str] = Counter()
@@ -206,8 +210,8 @@ def choose(shipped: list[Record], pool: list[Record], options: argparse.Namespac
             print(f"{room} of the {kind} samples are missing")
     wanted = sum(x["tokens"] for x in shipped) if not options.tokens else options.tokens
     while off := sum(x["tokens"] for x in chosen) - wanted:
-        costs = (
-            (old["distance"] - new["distance"], place, new)
+        swaps = (
+            (new["distance"], place, new)
             for place, old in enumerate(chosen)
             for new in pool
             if not old["shipped"]
@@ -216,7 +220,7 @@ def choose(shipped: list[Record], pool: list[Record], options: argparse.Namespac
             and 0 < (old["tokens"] - new["tokens"]) * (1 if off > 0 else -1) <= abs(off)
             and fits(new, without=old)
         )
-        best = min(costs, key=lambda x: x[0], default=None)
+        best = max(swaps, key=lambda x: x[0], default=None)
         if best is None:
             print(f"{off:+d} answer tokens: nothing fits")
             break
@@ -243,12 +247,12 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--draws", type=int, default=12)
-    parser.add_argument("--noise", type=float, default=0.03)
-    parser.add_argument("--keep", type=float, default=3.0)
+    parser.add_argument("--noise", type=float, default=0.05)
+    parser.add_argument("--keep", type=float, default=2.3)
     parser.add_argument("--most-tokens", type=int, default=25)
     parser.add_argument("--prompt-limit", type=int, default=512)
-    parser.add_argument("--frames", type=int, default=3, help="most samples of a frame")
-    parser.add_argument("--ways", type=int, default=4, help="most samples of a way of asking")
+    parser.add_argument("--frames", type=int, default=5, help="most samples of a frame")
+    parser.add_argument("--ways", type=int, default=8, help="most samples of a way of asking")
     parser.add_argument("--long", type=int, default=4, help="samples with a long prompt")
     parser.add_argument("--tokens", type=int, default=0, help="answer tokens, 0: as before")
     parser.add_argument("--without", action="append", default=[], help="no text that has this")

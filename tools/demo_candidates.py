@@ -126,6 +126,41 @@ FRAMES = (
         rest="It stands near the station. Farmers pay only for the food.",
     ),
     Frame(
+        "summary",
+        "Three farmers from {town} have opened a small shop for milk, cheese and honey.",
+        rest="It is closed on {day}. Children may feed the {animal}.",
+    ),
+    Frame(
+        "summary",
+        "{name} won the race around the lake in {month} and got a silver cup.",
+        rest="It rained at the start. {number} people ran in the race.",
+    ),
+    Frame(
+        "summary",
+        "Every {day} a free bus takes the children of {town} to the swimming pool.",
+        rest="It leaves at the town hall. Parents may come along.",
+    ),
+    Frame(
+        "summary",
+        "In {month} the town of {town} will plant {number} trees along the river.",
+        rest="The trees are young oaks. The school will help.",
+    ),
+    Frame(
+        "summary",
+        "Two old ships from the harbor of {town} have become a school for sailors.",
+        rest="The lessons begin at {hour}. A cook makes soup for all.",
+    ),
+    Frame(
+        "summary",
+        "Since {month} the night train to {town} has stopped at every small station.",
+        rest="The beds are new. Breakfast costs ten dollars.",
+    ),
+    Frame(
+        "summary",
+        "Doctors in {town} say that a walk of {number} minutes a day keeps the heart strong.",
+        rest="They asked two thousand people. Most of them walk to work.",
+    ),
+    Frame(
         "qa",
         "The concert in {town} begins at {hour} in the evening on the first {day} of {month}.",
         "When does the concert in {town} begin?",
@@ -163,7 +198,7 @@ FRAMES = (
     ),
     Frame(
         "qa",
-        "{name} goes to work on a {color} bicycle that once belonged to her mother.",
+        "{name} goes to work on a {color} bicycle that once belonged to a friend.",
         "How does {name} go to work?",
         "The trip takes {number} minutes. In {season} she takes the train.",
     ),
@@ -211,9 +246,45 @@ FRAMES = (
     ),
     Frame(
         "qa",
-        "The students of {town} planted {number} {fruit} trees behind the old school in {month}.",
+        "The students of {town} planted {number} young trees behind the old school in {month}.",
         "What did the students of {town} plant?",
         "They water them twice a week. {name} drew a map of the garden.",
+    ),
+    Frame(
+        "qa",
+        "{name} keeps {number} {animal} in a field behind the old railway station.",
+        "Where does {name} keep the {animal}?",
+        "They eat grass and hay. A dog looks after them.",
+    ),
+    Frame(
+        "qa",
+        "Two brothers from {town} found the old coins in a clay pot under the floor.",
+        "Who found the old coins?",
+        "The pot was broken. The coins are now in a museum.",
+    ),
+    Frame(
+        "qa",
+        "Visitors of the castle in {town} must leave their bags in the hall near the gate.",
+        "Where must visitors of the castle in {town} leave their bags?",
+        "It opens at {hour}. Dogs must stay outside.",
+    ),
+    Frame(
+        "qa",
+        "On {day} the shops of {town} are open from {hour} in the morning until midnight.",
+        "When are the shops of {town} open on {day}?",
+        "There is music in the streets. Cars must stay outside.",
+    ),
+    Frame(
+        "qa",
+        "{name} learned to play the violin from an uncle in the town of {town}.",
+        "Where did {name} learn to play the violin?",
+        "The lessons were on {day}. The violin is very old.",
+    ),
+    Frame(
+        "qa",
+        "Children under six pay three dollars for a ticket to the zoo of {town}.",
+        "How much do children under six pay for a ticket to the zoo of {town}?",
+        "The zoo opens at {hour}. The {animal} may be fed.",
     ),
     Frame("rewrite", "The {animal} crossed the road near {town} and walked into the forest."),
     Frame("rewrite", "The captain painted his small boat {color} before the race in {month}."),
@@ -225,14 +296,14 @@ FRAMES = (
     Frame("rewrite", "The train to {town} leaves at {hour} and stops at every station."),
     Frame("rewrite", "The farmer keeps {number} {animal} in a field beside the river."),
     Frame("rewrite", "The children built a house of snow in front of the school in {town}."),
-    Frame("rewrite", "{name} wrote a long letter to her brother in {town}."),
+    Frame("rewrite", "{name} wrote a long letter to a friend in {town}."),
     Frame("rewrite", "The {color} lamp in the hall is older than the house."),
     Frame("rewrite", "The shop sells bread and {fruit}. It opens at {hour}."),
     Frame("rewrite", "The sun was warm in {month}. The {animal} slept under a tree."),
     Frame("rewrite", "The old bridge of {town} was built by the monks of the valley."),
     Frame("rewrite", "The {animal} of the farmer sleep in the {color} barn near the river."),
     Frame("rewrite", "The market of {town} begins at {hour} in the morning. It ends at noon."),
-    Frame("rewrite", "{name} and {name2} painted the boat {color} and the house white."),
+    Frame("rewrite", "{name} and {name2} painted the boat blue and the house white."),
     Frame("rewrite", "The museum of {town} shows the boats and the maps of an old captain."),
     Frame("rewrite", "The night was cold in {month}. The {animal} slept in the barn."),
     Frame("rewrite", "The baker of {town} sells rolls, cakes and bread with {fruit}."),
@@ -243,6 +314,16 @@ FRAMES = (
     Frame("rewrite", "The bell of {town} rings at {hour}. Then the children go to school."),
     Frame("rewrite", "The doctor drank a cup of tea. The nurse opened the {color} window."),
     Frame("rewrite", "The ship left the harbor of {town} at {hour} in the evening."),
+    Frame("rewrite", "{name} keeps {number} {animal} on a small farm near {town}."),
+    Frame("rewrite", "{name} and {name2} walked from {town} to the sea in {month}."),
+    Frame("rewrite", "Every {day} the farmers sell milk, cheese and {fruit} at the market."),
+    Frame("rewrite", "Two brothers from {town} built a boat of wood and sailed to the island."),
+    Frame("rewrite", "In {month} the days are long and the nights are warm in {town}."),
+    Frame("rewrite", "Please bring bread, cheese and {fruit} to the picnic on {day}."),
+    Frame("rewrite", "Three {animal} stood on the bridge and looked at the water."),
+    Frame("rewrite", "Milk, bread and {fruit} are on the table beside the {color} lamp."),
+    Frame("rewrite", "My brother lives in a {color} house between the lake and the forest."),
+    Frame("rewrite", "Our train leaves at {hour}. Please do not be late."),
     Frame(
         "reason",
         "{name} closed the windows because a cold wind was blowing from the sea.",
@@ -375,53 +456,94 @@ FRAMES = (
         "Why does the hospital of {town} need a new road?",
         "The work begins in {month}. It will cost less than a bridge.",
     ),
+    Frame(
+        "reason",
+        "{name} stayed at home on {day} because the snow was too deep for the bus.",
+        "Why did {name} stay at home on {day}?",
+        "The snow fell all night. By noon the sun came out.",
+    ),
+    Frame(
+        "reason",
+        "{name} painted the door {color} because that is the color of the sea.",
+        "Why did {name} paint the door {color}?",
+        "It took two hours. The cat sat on the step.",
+    ),
+    Frame(
+        "reason",
+        "Farmers in {town} grow {fruit} because the hills protect the trees from the wind.",
+        "Why do farmers in {town} grow {fruit}?",
+        "The harvest begins in {month}. Students come to help.",
+    ),
+    Frame(
+        "reason",
+        "Ships do not stop in {town} because the water of the harbor is too low.",
+        "Why do ships not stop in {town}?",
+        "They go to the next harbor. A train brings the goods.",
+    ),
+    Frame(
+        "reason",
+        "People in {town} carry lamps because the street lights go out at {hour}.",
+        "Why do people in {town} carry lamps?",
+        "The town saves money. One can see the stars.",
+    ),
+    Frame(
+        "reason",
+        "Many birds fly south in {month} because they find no food in the snow.",
+        "Why do many birds fly south in {month}?",
+        "They fly at night. Some of them cross the sea.",
+    ),
+    Frame(
+        "reason",
+        "{name} sold the old car because it needed too much oil and repair.",
+        "Why did {name} sell the old car?",
+        "It was {color}. A student from {town} bought it.",
+    ),
 )
 
-WRITING = (
-    "A pupil practices good handwriting with short sentences about work, nature and travel. Each "
-    "sentence is written two times, first by the teacher and then by the pupil, and both must be "
-    "the same. "
-)
 CARD = (
     "The following text will be printed on a card and shown to the visitors of an exhibition. It "
     "has already been checked by two people, so it must stay as it is. Please write it down "
     "again, word for word, with no comment before it and no comment after it: "
 )
+COPIES = (
+    "Sentence: Two cats sleep.\nCopy: Two cats sleep.\n\nSentence: It rains in May.\n"
+    "Copy: It rains in May.\n\n"
+)
 ANSWERS = "Repeat the sentence that answers the question."
 # {s} the sentence, {q} the question, {r} the rest of the text.
 WAYS = {
     "summary": (
-        "Repeat the summary. Text: {s} {r} Summary: {s}",
-        "Repeat the summary. Text: {r} Summary: {s}",
-        "Repeat the summary. Text: {r}\nSummary: {s}",
         "{s} {r}\n\nRepeat this summary: {s}",
+        "Repeat the summary. Text: {s} {r} Summary: {s}",
         "{r}\n\nRepeat this sentence: {s}",
-        "Text: {r}\nSummary: {s}\n\nRepeat the summary.",
+        "Repeat the summary. Text: {r}\nSummary: {s}",
         "Repeat the sentence that sums up the text. {r} In short: {s}",
-        "Repeat this summary in one sentence: {s}",
+        "Text: {s} {r}\nSummary: {s}\n\nRepeat this summary: {s}",
+        "{s} {r}\n\nIn short: {s}\n\nRepeat this sentence: {s}",
+        "{s} {r}\n\nRepeat this sentence: {s}",
     ),
     "rewrite": (
         "Repeat this sentence: {s}",
         "Write this sentence again without any change: {s}",
-        "Write this text again without any change: {s}",
-        "Put this sentence in quotation marks: {s}",
         "Put this text in quotation marks: {s}",
-        WRITING + "Repeat this sentence: {s}",
         CARD + "{s}",
         "{r}{s}\n\nRepeat this sentence: {s}",
         "{s}{r}\n\nWrite this sentence again without any change: {s}",
+        "Sentence: {s}\n\nRepeat this sentence: {s}",
+        COPIES + "Sentence: {s}\nCopy this sentence: {s}",
+        "Is there a mistake in this sentence? {s}\nNo. Write the sentence again: {s}",
     ),
 }
 WAYS["qa"] = WAYS["reason"] = (
-    "{s} {r}\n\n" + ANSWERS + " {q} {s}",
-    "{r}\n\n" + ANSWERS + " {q} {s}",
-    ANSWERS + " {q} {s}",
-    ANSWERS + "\n\nQuestion: {q}\nSentence: {s}",
-    ANSWERS + " {q}\n\n{r} {s}",
-    "Question: {q}\nAnswer: {s}\n\nRepeat the answer.",
-    "{q} Copy the answer: {s}",
     "{q} Repeat this sentence: {s}",
-    "{r}\n\n{q} Repeat this answer: {s}",
+    ANSWERS + "\n\nQuestion: {q}\nSentence: {s}",
+    ANSWERS + " {q} {s}",
+    "{q} Copy the answer: {s}",
+    "{s} {r}\n\n" + ANSWERS + " {q} {s}",
+    "Question: {q}\nAnswer: {s}\n\nRepeat the answer.",
+    "{s} {r}\n\nQuestion: {q}\nAnswer: {s}\n\nRepeat this answer: {s}",
+    "{s} {r}\n\n{q} Repeat this sentence: {s}",
+    "Question: {q}\nAnswer: {s}\n\nRepeat this answer: {s}",
 )
 # Ways to ask for a sentence of a page of many texts, which stands before it.
 PAGE_WAYS = {
@@ -431,8 +553,13 @@ PAGE_WAYS = {
 PAGE_WAYS["reason"] = PAGE_WAYS["qa"]
 PAGE_CHARACTERS = (1000, 1400, 1700)
 ASKED_OF_A_PAGE = 3
-SYSTEMS = ("", "Repeat the sentence from the text.", "Answer with one sentence from the text.")
-SYSTEMS_OF = {"rewrite": ("", "Repeat the sentence.", "You are a careful editor.")}
+SYSTEMS = (
+    "",
+    "Repeat the sentence from the text.",
+    "Answer with one sentence from the text.",
+    "Answer with the sentence alone.",
+)
+SYSTEMS_OF = {"rewrite": ("", "Repeat the sentence.", "Answer with the sentence alone.")}
 
 
 def texts(frame: Frame, number: int, chance: random.Random) -> list[tuple[str, str, str]]:
@@ -496,7 +623,7 @@ def short_prompts(number: int, chance: random.Random) -> Iterator[dict[str, str]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--number", type=int, default=450, help="texts of each kind")
+    parser.add_argument("--number", type=int, default=240, help="texts of each kind")
     parser.add_argument("--pages", type=int, default=60, help="long prompts' texts of each kind")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
