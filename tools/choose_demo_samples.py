@@ -1,8 +1,8 @@
-"""Exchange those of the demo's samples whose answers noise of a format's size would change.
+"""Choose the demo's samples: prompts whose answers noise of a format's size leaves as they are.
 
     python tools/demo_candidates.py POOL.jsonl
-    python tools/choose_demo_samples.py POOL.jsonl OUT.jsonl --device cuda
-    python tools/build_demo_samples.py
+    python tools/choose_demo_samples.py POOL.jsonl OUT.jsonl --device cuda --checkpoint DIR ...
+    python tools/build_demo_samples.py      OUT.jsonl in the set's place: the frame beside it
 
 An answer stays what it is as long as each of its tokens stays the first choice. The margin of a
 token is its logit less the greatest other one, given the prompt and the answer up to there; one
@@ -13,16 +13,20 @@ read is rounded to FP8 with a scale a token, keys and values with one scale. A t
 the mean of its margins over the draws in their standard deviations, a sample's that of its
 nearest token.
 
-Samples of the set that stand nearer than `--keep` are exchanged for the candidate of the same
-kind and the same number of answer tokens that stands farthest, each text and each way of asking as
-seldom as can be; so the set keeps its kinds, its tokens and about its prompts' lengths. No
-quantised checkpoint is looked at: those are what the set judges.
+A format's rounding is no normal noise: it is the same for every prompt. So every answer must also
+have a margin of `--least` in each `--checkpoint`: formats rounded to the nearest, uncalibrated,
+which are worse than what the set is to judge.
+
+Those are taken that stand farthest, no sentence twice, few of a frame and of a way of asking;
+samples of the set as it is stay when they stand far enough. OUT.facts.jsonl has what was measured,
+and `--facts` chooses again from it.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -42,6 +46,7 @@ from paceline.native.fused import FP8_MAX
 Record = dict[str, Any]
 TOKENS_AT_ONCE = 16384
 LONG_TOKENS = 250
+KINDS = ("summary", "qa", "rewrite", "reason")
 
 
 def linears(model: Any) -> Iterator[tuple[str, Any]]:
@@ -123,17 +128,32 @@ def margins(model: Any, prompts: Sequence[list[int]], answers: Sequence[list[int
     return found
 
 
+def tokens_of(records: list[Record]) -> tuple[list[list[int]], list[list[int]]]:
+    """Prompts and answers, EOS included."""
+    tokenizer = load_tokenizer(embedded_model())
+    asked = [chat_prompt(x["system_prompt"], x["question"]) for x in records]
+    (eos,) = tokenizer.encode_batch(["<|im_end|>"])[0]
+    answers = tokenizer.encode_batch([x["response"] for x in records])
+    return [list(ids) for ids in tokenizer.encode_batch(asked)], [[*ids, eos] for ids in answers]
+
+
+def ask_checkpoints(records: list[Record], options: argparse.Namespace) -> None:
+    """Note the least margin that each answer has in any of the checkpoints."""
+    prompts, answers = tokens_of(records)
+    for path in options.checkpoint:
+        model, _ = load_model(path, "float32", options.device, torch)
+        found = margins(model, prompts, answers)
+        for record, margin in zip(records, found, strict=True):
+            record["least"] = min(record.get("least", math.inf), round(float(margin.min()), 3))
+        print(f"{path}: {sum(bool(x.min() > 0) for x in found)} of {len(found)} answers stay")
+
+
 def measure(records: list[Record], options: argparse.Namespace) -> list[Record]:
     """Those whose answer float32 gives, with their distance and the draws that kept it.
 
     A candidate that loses its answer in one draw is asked no more.
     """
-    tokenizer = load_tokenizer(embedded_model())
-    asked = [chat_prompt(x["system_prompt"], x["question"]) for x in records]
-    prompts = [list(ids) for ids in tokenizer.encode_batch(asked)]
-    (eos,) = tokenizer.encode_batch(["<|im_end|>"])[0]
-    texts = [x["response"] for x in records]
-    answers = [[*ids, eos] for ids in tokenizer.encode_batch(texts)]
+    prompts, answers = tokens_of(records)
     model, _ = load_model(embedded_model(), "float32", options.device, torch)
 
     def asked_now(which: list[int]) -> list[Tensor]:
@@ -168,72 +188,71 @@ def measure(records: list[Record], options: argparse.Namespace) -> list[Record]:
     return found
 
 
-def choose(shipped: list[Record], pool: list[Record], options: argparse.Namespace) -> list[Record]:
-    """The set with its weak samples exchanged, in the set's order.
+class Choice:
+    """Samples chosen so far: no sentence twice, few of a frame and of a way of asking."""
 
-    The farthest of a kind are taken first, none of a sentence twice, few of a frame and of a way
-    of asking; samples of the set that stand far enough stay. Then samples are exchanged for the
-    farthest others of another length until the set has as many answer tokens as before.
-    """
-    chosen: list[Record] = []
-    used: Counter[str] = Counter()
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.chosen: list[Record] = []
+        self._used: Counter[str] = Counter()
+        self._options = options
 
-    def marks(x: Record) -> tuple[tuple[str, int], ...]:
+    def marks(self, x: Record) -> tuple[tuple[str, int], ...]:
         """What a record uses up, and how often that may be used."""
         asked = f"{x['kind']} {x['way']} {x['system_prompt']}"
-        return ((x["response"], 1), (f"frame {x['frame']}", options.frames), (asked, options.ways))
+        frames, ways = self._options.frames, self._options.ways
+        return ((x["response"], 1), (f"frame {x['frame']}", frames), (asked, ways))
 
-    def fits(x: Record, without: Record | None = None) -> bool:
-        gone = Counter(mark for mark, _ in marks(without)) if without else Counter[str]()
-        return all(used[mark] - gone[mark] < most for mark, most in marks(x))
+    def fits(self, x: Record) -> bool:
+        """Whether it may be added."""
+        return all(self._used[mark] < most for mark, most in self.marks(x))
 
-    def take(x: Record, sign: int = 1) -> None:
-        used.update({mark: sign for mark, _ in marks(x)})
+    def add(self, x: Record) -> None:
+        self.chosen.append(x)
+        self._used.update({mark: 1 for mark, _ in self.marks(x)})
 
-    pool = sorted(pool, key=lambda x: -x["distance"])
+    def fill(self, kind: str, number: int, candidates: Sequence[Record]) -> None:
+        """Add candidates of a kind, in their order, until there are so many."""
+        for x in candidates:
+            if sum(old["kind"] == kind for old in self.chosen) == number:
+                return
+            if x["kind"] == kind and self.fits(x):
+                self.add(x)
+        print(f"{number} of {kind} were asked for; too few candidates fit")
+
+
+def value(x: Record) -> float:
+    """How far an answer stands: in standard deviations of the noise, and in the formats."""
+    return float(x["distance"] + x.get("least", 0.0))
+
+
+def is_long(x: Record) -> bool:
+    return bool(x["prompt_tokens"] > LONG_TOKENS)
+
+
+def choose(shipped: list[Record], pool: list[Record], options: argparse.Namespace) -> list[Record]:
+    """A set of `--kinds`: samples of the shipped set that stand far enough, then the farthest."""
+
+    def stands(x: Record, distance: float) -> bool:
+        return bool(x["distance"] >= distance and x.get("least", math.inf) >= options.least)
+
+    pool = sorted((x for x in pool if stands(x, options.near)), key=lambda x: -value(x))
+    choice = Choice(options)
     for sample in shipped:
-        if sample["distance"] >= options.keep:
-            chosen.append(sample)
-            take(sample)
-    long = [x for x in pool if x["prompt_tokens"] > LONG_TOKENS and x["distance"] >= options.keep]
-    missing = options.long - sum(x["prompt_tokens"] > LONG_TOKENS for x in chosen)
-    for kind, number in Counter(x["kind"] for x in shipped).items():
-        room = number - sum(x["kind"] == kind for x in chosen)
-        for x in [*long, *pool]:
-            is_long = x["prompt_tokens"] > LONG_TOKENS
-            if room and x["kind"] == kind and fits(x) and (missing > 0 or not is_long):
-                chosen.append(x)
-                take(x)
-                room -= 1
-                missing -= is_long
-        if room:
-            print(f"{room} of the {kind} samples are missing")
-    wanted = sum(x["tokens"] for x in shipped) if not options.tokens else options.tokens
-    while off := sum(x["tokens"] for x in chosen) - wanted:
-        swaps = (
-            (new["distance"], place, new)
-            for place, old in enumerate(chosen)
-            for new in pool
-            if not old["shipped"]
-            and new["kind"] == old["kind"]
-            and (new["prompt_tokens"] > LONG_TOKENS) == (old["prompt_tokens"] > LONG_TOKENS)
-            and 0 < (old["tokens"] - new["tokens"]) * (1 if off > 0 else -1) <= abs(off)
-            and fits(new, without=old)
-        )
-        best = max(swaps, key=lambda x: x[0], default=None)
-        if best is None:
-            print(f"{off:+d} answer tokens: nothing fits")
-            break
-        _, place, new = best
-        take(chosen[place], -1)
-        take(new)
-        chosen[place] = new
-    return chosen
+        if stands(sample, options.keep):
+            choice.add(sample)
+    long = [x for x in pool if is_long(x)]
+    for x in long:
+        if sum(is_long(old) for old in choice.chosen) < options.long and choice.fits(x):
+            choice.add(x)
+    for part in options.kinds.split(","):
+        kind, _, number = part.partition("=")
+        choice.fill(kind, int(number), [x for x in pool if not is_long(x)])
+    return choice.chosen
 
 
 def numbered(chosen: list[Record]) -> list[Record]:
     """In the order of kinds, with ids of their own."""
-    kinds = Counter(x["kind"] for x in chosen)
+    kinds = sorted({x["kind"] for x in chosen}, key=KINDS.index)
     return [
         {**x, "id": f"{kind}.{number}"}
         for kind in kinds
@@ -249,12 +268,17 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=12)
     parser.add_argument("--noise", type=float, default=0.05)
     parser.add_argument("--keep", type=float, default=2.3)
+    parser.add_argument("--near", type=float, default=1.8, help="least distance of a candidate")
+    parser.add_argument("--kinds", default="summary=28,qa=28,rewrite=14,reason=26")
     parser.add_argument("--most-tokens", type=int, default=25)
     parser.add_argument("--prompt-limit", type=int, default=512)
-    parser.add_argument("--frames", type=int, default=5, help="most samples of a frame")
-    parser.add_argument("--ways", type=int, default=8, help="most samples of a way of asking")
-    parser.add_argument("--long", type=int, default=4, help="samples with a long prompt")
-    parser.add_argument("--tokens", type=int, default=0, help="answer tokens, 0: as before")
+    parser.add_argument("--frames", type=int, default=6, help="most samples of a frame")
+    parser.add_argument("--ways", type=int, default=10, help="most samples of a way of asking")
+    parser.add_argument("--long", type=int, default=3, help="samples with a long prompt")
+    parser.add_argument("--least", type=float, default=0.2, help="least margin in a checkpoint")
+    parser.add_argument(
+        "--checkpoint", type=Path, action="append", default=[], help="that answers must stand"
+    )
     parser.add_argument("--without", action="append", default=[], help="no text that has this")
     parser.add_argument(
         "--facts", type=Path, action="append", help="choose from what was measured before"
@@ -273,6 +297,10 @@ def main() -> None:
     else:
         with torch.inference_mode():
             facts = measure([*shipped, *({**x, "shipped": False} for x in pool)], options)
+    if options.checkpoint:
+        with torch.inference_mode():
+            ask_checkpoints(facts, options)
+    if options.checkpoint or not options.facts:
         path = options.out.with_suffix(".facts.jsonl")
         path.write_text("".join(json.dumps(x) + "\n" for x in facts))
     # Several files of facts each have the set's samples.
