@@ -103,8 +103,10 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--within", type=float, default=0.05)
     parser.add_argument("--quiet", type=float, default=0.1)
-    parser.add_argument("flags", nargs="*", help="after --: flags of forecast and run")
-    options = parser.parse_args()
+    # argparse does not hand on what stands after -- in every Python.
+    end = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
+    options = parser.parse_args(sys.argv[1:end])
+    options.flags = sys.argv[end + 1 :]
     options.out.mkdir(parents=True)
     rows: list[dict[str, Any]] = []
     for number in range(1, max(options.rounds, options.times) + 1):
