@@ -58,6 +58,12 @@ def listeners(url: str) -> list[int]:
     return found
 
 
+def is_stopped(pid: int) -> bool:
+    """Whether all threads are: one that has not yet got the signal still answers."""
+    tasks = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/stat")]
+    return all(text.rpartition(")")[2].split()[0] == "T" for text in tasks)
+
+
 def wait_until(holds: Callable[[], bool], within_s: float = 30.0) -> None:
     deadline_s = time.monotonic() + within_s
     while not holds():
@@ -126,6 +132,7 @@ def test_a_server_that_hangs_is_started_again_and_told(
     monkeypatch.setattr(server_process, "_HEALTH_TIMEOUT_S", 0.5)
     monkeypatch.setattr(servers, "_HEALTH_AGAIN_S", 0.1)
     os.kill(server, signal.SIGSTOP)
+    wait_until(lambda: is_stopped(server))
     host.ready("accuracy", replace(CONFIG, stop_timeout_s=0.2), context)
     assert listeners(url) not in ([], [server])
     told = "server-0 did not answer its health check, 3 times; it was started again."
