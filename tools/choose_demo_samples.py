@@ -27,7 +27,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import re
+import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -212,12 +212,13 @@ class Choice:
 
     def fill(self, kind: str, number: int, candidates: Sequence[Record]) -> None:
         """Add candidates of a kind, in their order, until there are so many."""
+        missing = number - sum(old["kind"] == kind for old in self.chosen)
         for x in candidates:
-            if sum(old["kind"] == kind for old in self.chosen) == number:
-                return
-            if x["kind"] == kind and self.fits(x):
+            if missing > 0 and x["kind"] == kind and self.fits(x):
                 self.add(x)
-        print(f"{number} of {kind} were asked for; too few candidates fit")
+                missing -= 1
+        if missing:
+            sys.exit(f"{number} of {kind} are wanted; {number - missing} stand the noise and fit")
 
 
 def value(x: Record) -> float:
@@ -279,10 +280,7 @@ def main() -> None:
     parser.add_argument(
         "--checkpoint", type=Path, action="append", default=[], help="that answers must stand"
     )
-    parser.add_argument("--without", action="append", default=[], help="no text that has this")
-    parser.add_argument(
-        "--facts", type=Path, action="append", help="choose from what was measured before"
-    )
+    parser.add_argument("--facts", type=Path, help="choose from what was measured before")
     options = parser.parse_args()
     text = demo_dataset().with_suffix(".jsonl").read_text().splitlines()
     shipped = []
@@ -292,8 +290,7 @@ def main() -> None:
         shipped.append({**x, "kind": kind, "frame": x["response"], "way": "", "shipped": True})
     pool = [json.loads(line) for line in options.pool.read_text().splitlines()]
     if options.facts:
-        lines = "".join(path.read_text() for path in options.facts).splitlines()
-        facts = [json.loads(line) for line in lines]
+        facts = [json.loads(line) for line in options.facts.read_text().splitlines()]
     else:
         with torch.inference_mode():
             facts = measure([*shipped, *({**x, "shipped": False} for x in pool)], options)
@@ -303,9 +300,7 @@ def main() -> None:
     if options.checkpoint or not options.facts:
         path = options.out.with_suffix(".facts.jsonl")
         path.write_text("".join(json.dumps(x) + "\n" for x in facts))
-    # Several files of facts each have the set's samples.
-    old = list({x["id"]: x for x in facts if x["shipped"]}.values())
-    facts = [x for x in facts if not any(re.search(w, x["question"]) for w in options.without)]
+    old = [x for x in facts if x["shipped"]]
     if len(old) < len(shipped):
         print(f"{len(shipped) - len(old)} samples of the set do not get their answer in float32")
     chosen = numbered(choose(old, [x for x in facts if not x["shipped"]], options))

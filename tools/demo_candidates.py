@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -572,6 +572,28 @@ def texts(frame: Frame, number: int, chance: random.Random) -> list[tuple[str, s
     return list(found.values())[:number]
 
 
+def asked(
+    frame: Frame, text: tuple[str, str, str], ways: Iterable[str]
+) -> Iterator[dict[str, str]]:
+    """A text asked for in every way and with every system prompt of its kind.
+
+    Parts of a way that stand without a space between them get one where there is something between.
+    """
+    sentence, question, rest = text
+    for way in ways:
+        said = f"{rest} " if way.startswith("{r}{s}") else rest
+        said = f" {rest}" if way.startswith("{s}{r}") else said
+        for system in SYSTEMS_OF.get(frame.kind, SYSTEMS):
+            yield {
+                "kind": frame.kind,
+                "system_prompt": system,
+                "question": way.format(s=sentence, q=question, r=said),
+                "response": sentence,
+                "frame": frame.sentence,
+                "way": way,
+            }
+
+
 def page_prompts(number: int, chance: random.Random) -> Iterator[dict[str, str]]:
     """`number` pages of each kind, each asked for some of its sentences in every way."""
     for kind, ways in PAGE_WAYS.items():
@@ -584,20 +606,11 @@ def page_prompts(number: int, chance: random.Random) -> Iterator[dict[str, str]]
                     page.append((frame, texts(frame, 1, chance)[0]))
             whole = " ".join(f"{text[0]} {text[2]}" for _, text in page)
             for frame, (sentence, question, _) in chance.sample(page, ASKED_OF_A_PAGE):
-                for way in ways:
-                    for system in SYSTEMS:
-                        yield {
-                            "kind": kind,
-                            "system_prompt": system,
-                            "question": way.format(r=whole, s=sentence, q=question),
-                            "response": sentence,
-                            "frame": frame.sentence,
-                            "way": way,
-                        }
+                yield from asked(frame, (sentence, question, whole), ways)
 
 
 def short_prompts(number: int, chance: random.Random) -> Iterator[dict[str, str]]:
-    """`number` texts of each kind, in every way."""
+    """`number` texts of each kind, in every way; a sentence to rewrite stands among others."""
     for kind, ways in WAYS.items():
         frames = [frame for frame in FRAMES if frame.kind == kind]
         drawn = [texts(frame, -(-number // len(frames)), chance) for frame in frames]
@@ -606,18 +619,7 @@ def short_prompts(number: int, chance: random.Random) -> Iterator[dict[str, str]
             for sentence, question, rest in group:
                 if kind == "rewrite":
                     rest = " ".join(x for x in chance.sample(others, 2) if x != sentence)
-                for way in ways:
-                    said = f"{rest} " if way.startswith("{r}{s}") else rest
-                    said = f" {rest}" if way.startswith("{s}{r}") else said
-                    for system in SYSTEMS_OF.get(kind, SYSTEMS):
-                        yield {
-                            "kind": kind,
-                            "system_prompt": system,
-                            "question": way.format(s=sentence, q=question, r=said),
-                            "response": sentence,
-                            "frame": frame.sentence,
-                            "way": way,
-                        }
+                yield from asked(frame, (sentence, question, rest), ways)
 
 
 def main() -> None:
