@@ -247,3 +247,7 @@ def test_a_precision_that_the_checkpoint_decides_is_said_to_be_assumed(
     outcome = paceline("doctor", recipe, "--json", *stated, env=env)
     assert "of weights (w4a8, KV fp8) on" in finding(outcome, "model fits")["seen"]
     assert outcome.json["plan"]["precision"] == "w4a8, KV fp8"
+    drawn = ("--model", "random:llama2-70b", "--set", "run.mode=performance")
+    outcome = paceline("doctor", recipe, "--json", *drawn, env=env)
+    assert "of weights (16 bit, KV fp8) on" in finding(outcome, "model fits")["seen"]
+    assert outcome.json["plan"]["precision"] == "16 bit, KV fp8"

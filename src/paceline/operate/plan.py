@@ -98,9 +98,15 @@ def _is_stated(asked: Asked | None) -> bool:
     """Whether the recipe says what the weights are held as, whatever the checkpoint is."""
     if asked is None:
         return False
-    return asked.config.engine == "reference" or (
-        getattr(asked.settings, "quantization", "auto") != "auto"
-    )
+    if asked.config.engine == "reference" or _is_random_16_bit(asked):
+        return True
+    return bool(getattr(asked.settings, "quantization", "auto") != "auto")
+
+
+def _is_random_16_bit(asked: Asked) -> bool:
+    """Random weights are stored in no format, and the native engine takes them as they are."""
+    said = getattr(asked.settings, "quantization", "auto")
+    return asked.has_random_weights and asked.config.engine == "native" and said == "auto"
 
 
 def _precision(
@@ -117,7 +123,7 @@ def _precision(
         return _SIXTEEN
     if said.startswith("fp8"):
         found = _FP8
-    elif engine == "native" and said == "none":
+    elif (engine == "native" and said == "none") or _is_random_16_bit(asked):
         found = _SIXTEEN
     elif has_folder and (model.format or engine == "native" or said == "none"):
         found = stored_precision(model)
