@@ -19,7 +19,7 @@ which are worse than what the set is to judge.
 
 Those are taken that stand farthest, no sentence twice, few of a frame and of a way of asking;
 samples of the set as it is stay when they stand far enough. OUT.facts.jsonl has what was measured,
-and `--facts` chooses again from it.
+and `--facts` chooses again from it. With an empty POOL the set is only asked, and nothing chosen.
 """
 
 from __future__ import annotations
@@ -300,6 +300,8 @@ def main() -> None:
     if options.checkpoint or not options.facts:
         path = options.out.with_suffix(".facts.jsonl")
         path.write_text("".join(json.dumps(x) + "\n" for x in facts))
+    if not pool and not options.facts:
+        return
     old = [x for x in facts if x["shipped"]]
     if len(old) < len(shipped):
         print(f"{len(shipped) - len(old)} samples of the set do not get their answer in float32")
