@@ -17,6 +17,7 @@ from paceline.engines.replicas_settings import ReplicasConfig
 from paceline.errors import InputError
 from paceline.harness import preflight
 from paceline.harness.run import run
+from paceline.harness.samples import read_samples
 from paceline.mlperf import dataset, rules
 
 LENS = dataset.load_dataset(config.demo_dataset()).prompt_lens
@@ -67,7 +68,7 @@ def test_only_the_samples_of_the_run_count(tmp_path: Path) -> None:
     model = checkpoint(tmp_path / "model", LONGEST + ANSWER - 1)
     words = (f"model.path={model}", "run.num_samples=1", "engine.name=native")
     decided = config.resolve(settings_of(*words), None)
-    prompts = preflight.read_prompts(decided)
+    prompts = read_samples(decided).prompts
     config.refuse_long_samples(decided, [len(prompt) for prompt in prompts])
 
 

@@ -10,12 +10,17 @@ import pytest
 
 from paceline.engines import Completion, Request, Sink, TokenIds
 from paceline.harness.offline import OfflineSut
+from paceline.harness.samples import Samples
 from paceline.harness.server import ServerSut
-from paceline.harness.sut import EngineSut, Limits
+from paceline.harness.sut import EngineSut
 from paceline.rundir import Journal
 
-LIMITS = Limits(max_new_tokens=8, min_new_tokens=1)
-PROMPTS = [np.array([9, 9], np.int32)] * 6
+SAMPLES = Samples(
+    prompts=[np.array([9, 9], np.int32)] * 6,
+    expected_lens=[4] * 6,
+    max_new_tokens=8,
+    min_new_tokens=1,
+)
 
 
 class Waiting:
@@ -51,7 +56,7 @@ class LoadGen:
 
 
 def sut_of(told: LoadGen) -> ServerSut:
-    return ServerSut(Waiting(), PROMPTS, LIMITS, respond=told.done, respond_first=told.first)
+    return ServerSut(Waiting(), SAMPLES, percentile=99, respond=told.done, respond_first=told.first)
 
 
 def completion(request_id: int, *ids: int) -> Completion:
@@ -114,7 +119,7 @@ def test_an_engine_that_breaks_the_order_ends_the_run_and_is_told_why(
 
 def test_offline_takes_no_first_token_and_needs_none() -> None:
     told = LoadGen()
-    sut: EngineSut = OfflineSut(Waiting(), PROMPTS, LIMITS, respond=told.done)
+    sut: EngineSut = OfflineSut(Waiting(), SAMPLES, respond=told.done)
     sut.issue([(70, 3), (71, 4)])
     sut.first_token(1, 5)
     sut.done_all([completion(1, 5, 2), completion(0, 5, 2)])
@@ -145,9 +150,7 @@ def test_a_resumed_sample_gives_its_first_token_and_then_its_completion(tmp_path
 
 def test_latencies_so_far_are_those_of_the_percentile() -> None:
     told = LoadGen()
-    sut = ServerSut(
-        Waiting(), PROMPTS, Limits(8, 1, 90), respond=told.done, respond_first=told.first
-    )
+    sut = ServerSut(Waiting(), SAMPLES, percentile=90, respond=told.done, respond_first=told.first)
     assert sut.latency_figures() == {}
     sut.issue([(70, 3)])
     sut.first_token(0, 5)

@@ -8,10 +8,10 @@ import pytest
 
 from paceline import config
 from paceline.config import RunConfig
-from paceline.engines import Completion, Request, TokenIds
+from paceline.engines import Completion
 from paceline.errors import PacelineError
-from paceline.harness.survey import Samples, output_lens, survey
-from paceline.mlperf import dataset, rules
+from paceline.harness.samples import Samples, read_samples
+from paceline.harness.survey import survey
 from stepping_engine import Costs, SteppingEngine
 
 # Prompts take most of the time, as on a processor; steps are longer than a slice of the time.
@@ -48,13 +48,10 @@ class Nobody:
         pass
 
 
-def demo() -> tuple[RunConfig, list[TokenIds], list[int]]:
-    """The demo's run, its prompts, and how long their answers are."""
+def demo() -> tuple[RunConfig, Samples]:
+    """The demo's run, and its samples with how long their answers are."""
     run = config.resolve(config.read_settings(None, ["engine.name=native"]), "v6.1")
-    loaded = dataset.load_dataset(run.data_path)
-    assert loaded.reference_lens is not None
-    lens = output_lens(loaded.reference_lens.tolist(), rules.benchmark(run.benchmark), 96)
-    return run, list(loaded.prompts), lens
+    return run, read_samples(run)
 
 
 @pytest.mark.parametrize(
@@ -68,23 +65,24 @@ def test_a_query_that_is_too_long_to_play_is_modelled_within_five_percent(
     costs: Costs, times: int
 ) -> None:
     """A step of prompts takes 0.3 s of the 3 s; queries take from 2.8 to 14 s."""
-    run, prompts, lens = demo()
-    by_prompt = {prompt.tobytes(): length for prompt, length in zip(prompts, lens, strict=True)}
+    run, samples = demo()
+    lens = zip(samples.prompts, samples.expected_lens, strict=True)
+    by_prompt = {prompt.tobytes(): length for prompt, length in lens}
     indices = list(range(96)) * times
     loadgen = replace(run.loadgen, performance_samples=96, min_query_count=len(indices))
     native = replace(run.engine_config, max_step_tokens=costs.budget)
     run = replace(run, mode="performance", loadgen=loadgen, engine_config=native)
     counting = SteppingEngine(costs, by_prompt, clock=0.0)
-    counting.submit([Request(i, prompts[j], 64) for i, j in enumerate(indices)], Nobody())
+    counting.submit([samples.request(i, j) for i, j in enumerate(indices)], Nobody())
     counting.start()
     counting.drain()
     counting.close()
 
-    samples = Samples(prompts=prompts, drawn=list(range(96)), expected_lens=lens)
+    drawn = list(range(96))
     for _ in range(_TRIES):
         engine = SteppingEngine(costs, by_prompt)
         engine.start()
-        found = survey(run, engine, samples, seconds=3.0, full=lambda: None)
+        found = survey(run, engine, samples, drawn=drawn, seconds=3.0, full=lambda: None)
         engine.close()
         if engine.late_s < _LATE_PART * engine.seconds:
             break

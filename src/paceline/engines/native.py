@@ -7,7 +7,6 @@ prompts first, so that a faster device does more of the work.
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import importlib.util
 import logging
@@ -29,6 +28,7 @@ from paceline.engines import (
     StreamSink,
 )
 from paceline.engines.context_limit import refuse_longest, stored_limit
+from paceline.engines.native_device import on_device, resolve_device
 from paceline.engines.native_settings import NativeConfig
 from paceline.errors import CheckpointError, EngineError, MissingExtraError
 
@@ -66,7 +66,7 @@ class NativeEngine:
             )
         import torch
 
-        device = _resolve_device(self._config.device, torch)
+        device = resolve_device(self._config.device, torch)
         start_s = time.perf_counter()
         for copy in range(self._config.data_parallel):
             name = f"cuda:{copy}" if device == "cuda" and self._config.data_parallel > 1 else device
@@ -203,7 +203,7 @@ class NativeEngine:
                     use_cuda_graphs=config.use_cuda_graphs,
                 )
             )
-            with _on_device(device, torch):
+            with on_device(device, torch):
                 engine.start(self._context.report)
         except native.NativeError as error:
             raise CheckpointError(error.message, hint=error.hint) from error
@@ -216,7 +216,7 @@ class NativeEngine:
         from paceline import native
 
         try:
-            with _on_device(str(engine.resolved.device), torch):
+            with on_device(str(engine.resolved.device), torch):
                 while self._await_work(engine):
                     with native.no_collections():
                         self._run_until_idle(engine, cancelled)
@@ -239,7 +239,7 @@ class NativeEngine:
         """Step, with what comes meanwhile; tokens and results leave as they come."""
         while not engine.is_idle:
             self._forget(engine, cancelled)
-            num_steps = len(engine.records)
+            num_steps, num_dropped = len(engine.records), engine.scheduler.num_dropped_tokens
             results = engine.step()
             for request_id, token_id in engine.first_tokens:
                 sink = self._sinks.get(request_id)
@@ -247,10 +247,12 @@ class NativeEngine:
                     sink.first_token(request_id, token_id)
             if self._stream_sinks:
                 self._stream(engine)
-            for result in results:
-                self._deliver(result)
+            if results:
+                self._deliver(results)
             if len(engine.records) > num_steps:
-                self._report_step(engine.records[-1].num_sampled)
+                # What was sampled past an end is no token of an answer.
+                num_dropped -= engine.scheduler.num_dropped_tokens
+                self._report_step(engine.records[-1].num_sampled + num_dropped)
             self._top_up(engine)
         with self._changed:
             cancelled.clear()
@@ -299,13 +301,19 @@ class NativeEngine:
             for request in taken
         )
 
-    def _deliver(self, result: Any) -> None:
+    def _deliver(self, results: Sequence[Any]) -> None:
+        """The answers of a step, all of a sink's at once: what it does about them, it does once."""
+        answers: dict[int, tuple[Sink, list[Completion]]] = {}
         with self._changed:
-            sink = self._sinks.pop(result.request_id, None)
-        if sink is None:  # cancelled while its last step ran
-            return
-        ids = np.asarray(result.token_ids, dtype=np.int32)
-        sink.done(Completion(result.request_id, ids, result.finish_reason))
+            for result in results:
+                sink = self._sinks.pop(result.request_id, None)
+                if sink is None:  # cancelled while its last step ran
+                    continue
+                ids = np.asarray(result.token_ids, dtype=np.int32)
+                one = Completion(result.request_id, ids, result.finish_reason)
+                answers.setdefault(id(sink), (sink, []))[1].append(one)
+        for sink, completions in answers.values():
+            sink.done_all(completions)
         with self._changed:
             if not self._sinks:
                 self._changed.notify_all()
@@ -330,19 +338,3 @@ def _longest(engine: Any) -> int:
     """The longest request that the copy can hold: its context, or all of its cache."""
     cache_len = engine.scheduler.allocator.num_pages * engine.resolved.page_len
     return int(min(engine.resolved.max_context_len, cache_len))
-
-
-def _resolve_device(device: str, torch: Any) -> str:
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda" and not torch.cuda.is_available():
-        raise EngineError(
-            f"engine.native.device is 'cuda', and this PyTorch ({torch.__version__}) sees no GPU.",
-            hint="install a CUDA build of PyTorch, or --set engine.native.device=cpu",
-        )
-    return device
-
-
-def _on_device(device: str, torch: Any) -> Any:
-    """Kernels launch on the thread's current device."""
-    return torch.cuda.device(device) if device.startswith("cuda") else contextlib.nullcontext()

@@ -30,10 +30,12 @@ import json
 import logging
 import os
 import select
+import statistics
 import sys
 import threading
 import time
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +46,9 @@ from paceline.harness import find_qps, loadgen, preflight, probes
 from paceline.harness.network import network_name
 from paceline.harness.offline import OfflineSut
 from paceline.harness.process import error_event
+from paceline.harness.samples import Samples, read_samples
 from paceline.harness.server import ServerSut
-from paceline.harness.sut import Counts, EngineSut, Limits
+from paceline.harness.sut import Counts, EngineSut
 from paceline.harness.timeline import Timeline
 from paceline.mlperf import rules
 from paceline.rundir import Journal, RunDir, write_atomically
@@ -82,8 +85,8 @@ class Child:
     def execute(self) -> None:
         """Run the test; raises PacelineError when it cannot be run to its end."""
         threading.Thread(target=self._watch, name="watch", daemon=True).start()
-        prompts = self._read_prompts()
-        facts = self._find_qps(prompts) if self._mode == "find_qps" else self._test(prompts)
+        samples = self._read_samples()
+        facts = self._find_qps(samples) if self._mode == "find_qps" else self._test(samples)
         assert self._engine is not None
         assert self._sut is not None
         assert self._started_s is not None
@@ -112,25 +115,25 @@ class Child:
             window_s=[round(moment_s - start_s, 6) for moment_s in window_s],
         )
 
-    def _test(self, prompts: list[engines.TokenIds]) -> dict[str, Any]:
+    def _test(self, samples: Samples) -> dict[str, Any]:
         name = self._network_name if self._config.network else None
         session = loadgen.Session(self._config, self._folder, self._mode)
-        limits = self._start_engine(prompts)
+        self._start_engine(samples.prompts)
         facts = {}
         if self._mode == "performance" and self._config.loadgen.probe_s > 0:
-            facts = self._size(session, prompts)
+            facts = self._size(session, samples)
         engine: object = self._engine
         if isinstance(engine, engines.CountingEngine):
             engine.begin_counting()
-        session.run(self._folder, self._make_sut(prompts, limits), network_name=name)
+        session.run(self._folder, self._make_sut(samples), network_name=name)
         return facts
 
-    def _size(self, session: loadgen.Session, prompts: list[engines.TokenIds]) -> dict[str, Any]:
+    def _size(self, session: loadgen.Session, samples: Samples) -> dict[str, Any]:
         """Measure the engine that is loaded, and make the test as long as its speed needs."""
         assert self._engine is not None
         seconds = self._config.loadgen.probe_s
         self._report(f"preflight: measuring for {seconds:g} s", None)
-        found = preflight.measure(self._config, self._engine, prompts, seconds=seconds)
+        found = preflight.measure(self._config, self._engine, samples, seconds=seconds)
         self._config, words = preflight.size(self._config, found)
         self.send(event="note", text=f"{self._mode}: preflight: {words}")
         target_qps = self._config.loadgen.target_qps
@@ -140,15 +143,15 @@ class Child:
         write_atomically(self._folder / "user.conf", conf)
         return {"probe": dataclasses.asdict(found), "target_qps": target_qps, "sizing": words}
 
-    def _find_qps(self, prompts: list[engines.TokenIds]) -> dict[str, Any]:
+    def _find_qps(self, samples: Samples) -> dict[str, Any]:
         """Search with one engine, loaded once, and one LoadGen, its settings read once."""
         assert self._config.find_qps is not None
         session = loadgen.Session(self._config, self._folder, self._mode)
-        limits = self._start_engine(prompts)
+        self._start_engine(samples.prompts)
 
         def test(number: int, load: loadgen.Load) -> probes.Outcome:
             self.send(event="probing", number=number, target_qps=load.target_qps)
-            sut = self._begin(self._new_sut(prompts, limits, is_offline=load.target_qps is None))
+            sut = self._begin(self._new_sut(samples, is_offline=load.target_qps is None))
             return find_qps.run_test(
                 session, self._config, folder=self._folder, number=number, load=load, sut=sut
             )
@@ -158,7 +161,7 @@ class Child:
 
         found_qps = find_qps.find(self._config.find_qps, self._folder, test=test, report=report)
         if self._sut is None:  # killed after the last probe: nothing was left to try
-            self._begin(self._new_sut(prompts, limits, is_offline=True))
+            self._begin(self._new_sut(samples, is_offline=True))
         return {
             "found_qps": found_qps,
             "num_probes": len(probes.read_probes(self._folder)),
@@ -175,20 +178,28 @@ class Child:
         self.send(**told)
         return int(told["exit_code"])
 
-    def _read_prompts(self) -> list[engines.TokenIds]:
+    def _read_samples(self) -> Samples:
         self.send(event="loading", what="reading the dataset", fraction=None)
-        return preflight.read_prompts(self._config)
+        samples = read_samples(self._config)
+        if samples.are_lens_fixed:
+            mean = statistics.fmean(samples.expected_lens)
+            self.send(
+                event="note",
+                text=f"{self._mode}: random weights end no answer: each has the length that is "
+                f"expected of it, {mean:.4g} tokens in the mean",
+            )
+        return samples
 
-    def _make_sut(self, prompts: list[engines.TokenIds], limits: Limits) -> EngineSut:
-        sut = self._new_sut(prompts, limits, is_offline=self._config.scenario == "Offline")
+    def _make_sut(self, samples: Samples) -> EngineSut:
+        sut = self._new_sut(samples, is_offline=self._config.scenario == "Offline")
         if self._mode == "accuracy":
             self._journal = Journal(self._folder / "journal.jsonl")
             sut.keep_order(self._journal, self._journal.read())
         return self._begin(sut)
 
-    def _start_engine(self, prompts: list[engines.TokenIds]) -> Limits:
-        """Load the model; returns the benchmark's limits of an answer."""
-        config, benchmark = self._config, rules.benchmark(self._config.benchmark)
+    def _start_engine(self, prompts: Sequence[engines.TokenIds]) -> None:
+        """Load the model."""
+        config = self._config
         context = preflight.context_of(
             config,
             prompts,
@@ -199,23 +210,16 @@ class Child:
         )
         self._engine = engines.load(config.engine)(config.engine_config, context)
         self._engine.start()
-        latency = benchmark.latency.get(config.scenario)
-        return Limits(
-            benchmark.max_new_tokens,
-            benchmark.min_new_tokens,
-            latency.percentile if latency is not None else 99,
-        )
 
-    def _new_sut(
-        self, prompts: list[engines.TokenIds], limits: Limits, *, is_offline: bool
-    ) -> EngineSut:
+    def _new_sut(self, samples: Samples, *, is_offline: bool) -> EngineSut:
         assert self._engine is not None
         if is_offline:
-            return OfflineSut(self._engine, prompts, limits, respond=loadgen.complete)
+            return OfflineSut(self._engine, samples, respond=loadgen.complete)
+        limits = rules.benchmark(self._config.benchmark).latency[self._config.scenario]
         return ServerSut(
             self._engine,
-            prompts,
-            limits,
+            samples,
+            percentile=limits.percentile,
             respond=loadgen.complete,
             respond_first=loadgen.complete_first_tokens,
         )

@@ -22,7 +22,8 @@ from paceline import engines
 from paceline.config import RunConfig, refuse_long_samples
 from paceline.engines.probe import Probe, ProbeResult
 from paceline.harness.query_size import query_len, stated_qps
-from paceline.mlperf import dataset, rules
+from paceline.harness.samples import Samples, read_samples
+from paceline.mlperf import rules
 from paceline.mlperf.tokenizer import load_tokenizer
 
 __all__ = [
@@ -30,8 +31,6 @@ __all__ = [
     "examine",
     "in_flight",
     "measure",
-    "read_prompts",
-    "requests_of",
     "size",
     "tokens_per_sample",
 ]
@@ -47,10 +46,10 @@ _MOST_SAMPLES = 20_000_000
 
 def examine(config: RunConfig, *, seconds: float, observer: Observer) -> dict[str, Any]:
     """What the engine says of itself, and its speed unless `seconds` is 0. Raises PacelineError."""
-    prompts = read_prompts(config)
+    samples = read_samples(config)
     context = context_of(
         config,
-        prompts,
+        samples.prompts,
         log_dir=Path(),
         report=lambda what, _: _stage(observer, what),
         streaming=True,
@@ -61,18 +60,10 @@ def examine(config: RunConfig, *, seconds: float, observer: Observer) -> dict[st
         measured = None
         if seconds > 0:
             _stage(observer, f"measuring for {seconds:g} s")
-            measured = measure(config, engine, prompts, seconds=seconds)
+            measured = measure(config, engine, samples, seconds=seconds)
         return {"engine": engine.describe(), "probe": measured}
     finally:
         engine.close()
-
-
-def read_prompts(config: RunConfig) -> list[engines.TokenIds]:
-    """The prompts of the run's samples. Raises DataError."""
-    loaded = dataset.load_dataset(config.data_path, trust_pickle=config.trust_pickle)
-    return [
-        loaded.prompts[row] for row in rules.sample_rows(loaded.num_samples, config.num_samples)
-    ]
 
 
 def context_of(
@@ -102,17 +93,6 @@ def context_of(
     )
 
 
-def requests_of(
-    config: RunConfig, prompts: Sequence[engines.TokenIds], indices: Sequence[int]
-) -> list[engines.Request]:
-    """The samples as the harness asks for them."""
-    benchmark = rules.benchmark(config.benchmark)
-    return [
-        engines.Request(index, prompts[index], benchmark.max_new_tokens, benchmark.min_new_tokens)
-        for index in indices
-    ]
-
-
 def in_flight(config: RunConfig, engine: engines.Engine) -> int:
     """Requests that keep a started engine full: as it says, or as its settings do."""
     told = int(engine.describe().get("in_flight", 0))
@@ -128,7 +108,7 @@ def tokens_per_sample(config: RunConfig) -> float:
 def measure(
     config: RunConfig,
     engine: engines.Engine,
-    prompts: Sequence[engines.TokenIds],
+    samples: Samples,
     *,
     seconds: float,
 ) -> ProbeResult:
@@ -137,8 +117,8 @@ def measure(
     Raises EngineError.
     """
     # The origins of the prompts lie one after another: any part of these is spread over all.
-    order = np.random.default_rng(0).permutation(len(prompts))[:_NUM_PROMPTS].tolist()
-    probe = Probe(engine, requests_of(config, prompts, order), slice_s=seconds / _NUM_SLICES)
+    order = np.random.default_rng(0).permutation(len(samples.prompts))[:_NUM_PROMPTS].tolist()
+    probe = Probe(engine, samples.requests(order), slice_s=seconds / _NUM_SLICES)
     streams = engine if isinstance(engine, engines.StreamingEngine) else None
     if streams is not None:  # tokens are then seen as they are made, not when answers end
         streams.set_streaming(True)

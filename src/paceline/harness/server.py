@@ -20,7 +20,8 @@ import numpy as np
 
 from paceline.engines import Completion, Engine, TokenIds
 from paceline.errors import EngineError, PacelineError
-from paceline.harness.sut import EngineSut, Limits, Respond
+from paceline.harness.samples import Samples
+from paceline.harness.sut import EngineSut, Respond
 
 __all__ = ["Latencies", "ServerSut"]
 
@@ -62,17 +63,17 @@ class ServerSut(EngineSut):
     def __init__(
         self,
         engine: Engine,
-        prompts: Sequence[TokenIds],
-        limits: Limits,
+        samples: Samples,
         *,
+        percentile: int,
         respond: Respond,
         respond_first: Respond,
     ) -> None:
-        super().__init__(engine, prompts, limits, respond=respond)
+        super().__init__(engine, samples, respond=respond)
         self._respond_first = respond_first
         self._issued_ns: list[int] = []
         self._firsts: dict[int, tuple[int, int]] = {}
-        self._latencies = Latencies(limits.percentile)
+        self._latencies = Latencies(percentile)
 
     def first_token(self, request_id: int, token_id: int) -> None:
         try:

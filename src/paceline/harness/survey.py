@@ -22,9 +22,9 @@ from paceline.engines import pace
 from paceline.engines.probe import Probe, ProbeResult
 from paceline.harness import preflight
 from paceline.harness.query_size import query_len
-from paceline.mlperf import rules
+from paceline.harness.samples import Samples
 
-__all__ = ["Samples", "Survey", "output_lens", "survey"]
+__all__ = ["Survey", "survey"]
 
 _NUM_SLICES = 24
 _MOST_BURSTS = 3
@@ -56,16 +56,6 @@ class Survey:
     seconds: float
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class Samples:
-    """The run's prompts, the indices that a performance query draws, and how long each answer is
-    expected to be."""
-
-    prompts: Sequence[engines.TokenIds]
-    drawn: Sequence[int]
-    expected_lens: Sequence[int]
-
-
 class _Surveyor:
     """One engine, surveyed once."""
 
@@ -75,13 +65,14 @@ class _Surveyor:
         engine: engines.Engine,
         samples: Samples,
         *,
+        drawn: Sequence[int],
         seconds: float,
     ) -> None:
         self._config = config
         self._engine = engine
-        requests = preflight.requests_of(config, samples.prompts, range(len(samples.prompts)))
+        requests = samples.requests(range(len(samples.prompts)))
         self._requests = requests
-        self._drawn = samples.drawn
+        self._drawn = drawn
         self._output_lens = samples.expected_lens
         self._start_s = time.perf_counter()
         self._seconds = seconds
@@ -265,14 +256,16 @@ def survey(
     engine: engines.Engine,
     samples: Samples,
     *,
+    drawn: Sequence[int],
     seconds: float,
     full: Callable[[], None],
 ) -> Survey:
     """Survey a started engine for about `seconds`; nothing is in flight at the end.
 
-    `full` is called while the engine is full. Raises EngineError.
+    A performance query draws the samples `drawn`. `full` is called while the engine is full.
+    Raises EngineError.
     """
-    found = _Surveyor(config, engine, samples, seconds=seconds)
+    found = _Surveyor(config, engine, samples, drawn=drawn, seconds=seconds)
     streams = engine if isinstance(engine, engines.StreamingEngine) else None
     if streams is not None:
         streams.set_streaming(True)
@@ -301,20 +294,6 @@ def survey(
         sizing=words,
         seconds=seconds - found.left_s,
     )
-
-
-def output_lens(
-    reference_lens: Sequence[int] | None, benchmark: rules.Benchmark, num_samples: int
-) -> list[int]:
-    """Lengths that answers are expected to have: the references', stretched to the mean that
-    answers of the benchmark have; that mean where the dataset has no lengths."""
-    bounds = benchmark.accuracy["tokens_per_sample"]
-    mean = (bounds.low + bounds.high) / 2 if bounds.high else bounds.low
-    if reference_lens is None:
-        return [max(2, round(mean))] * num_samples
-    lens = np.asarray(reference_lens, dtype=np.float64)
-    stretched = np.clip(np.rint(lens * mean / lens.mean()), 2, benchmark.max_new_tokens)
-    return [int(length) for length in stretched]
 
 
 def _count(times: int) -> str:

@@ -18,22 +18,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from paceline.engines import Completion, Engine, Request, TokenIds
+from paceline.engines import Completion, Engine, TokenIds
 from paceline.errors import EngineError, PacelineError
+from paceline.harness.samples import Samples
 from paceline.rundir import Journal
 
-__all__ = ["Counts", "EngineSut", "Limits", "Respond"]
+__all__ = ["Counts", "EngineSut", "Respond"]
 
 Respond = Callable[[Sequence[tuple[int, TokenIds]]], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """The benchmark's limits of one answer, in tokens, and the percentile of its latencies."""
-
-    max_new_tokens: int
-    min_new_tokens: int
-    percentile: int = 99
 
 
 @dataclass(slots=True)
@@ -60,12 +52,9 @@ class Counts:
 class EngineSut:
     """LoadGen's partner and the engine's Sink, in one object with one lock."""
 
-    def __init__(
-        self, engine: Engine, prompts: Sequence[TokenIds], limits: Limits, *, respond: Respond
-    ) -> None:
+    def __init__(self, engine: Engine, samples: Samples, *, respond: Respond) -> None:
         self._engine = engine
-        self._prompts = prompts
-        self._limits = limits
+        self._samples = samples
         self._respond = respond
         self._lock = threading.Lock()
         self._response_ids: list[int] = []
@@ -156,14 +145,7 @@ class EngineSut:
         for request_id, (_, sample_index) in enumerate(query, start=first):
             if sample_index in self._finished:
                 continue
-            fresh.append(
-                Request(
-                    request_id,
-                    self._prompts[sample_index],
-                    self._limits.max_new_tokens,
-                    self._limits.min_new_tokens,
-                )
-            )
+            fresh.append(self._samples.request(request_id, sample_index))
         with self._lock:
             self._begin(first, len(query))
             self._open.update(request.request_id for request in fresh)
@@ -221,11 +203,11 @@ class EngineSut:
                 raise EngineError(
                     f"The engine answered sample {self._indices[completion.request_id]} twice."
                 )
-            if not 2 <= length <= self._limits.max_new_tokens:
+            if not 2 <= length <= self._samples.max_new_tokens:
                 raise EngineError(
                     f"The engine answered sample {self._indices[completion.request_id]} with "
                     f"{length} tokens; LoadGen counts from 2, the benchmark allows "
-                    f"{self._limits.max_new_tokens}."
+                    f"{self._samples.max_new_tokens}."
                 )
 
     def _count(self, token_ids: TokenIds) -> None:

@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,8 @@ from paceline.config import RunConfig
 from paceline.harness import loadgen, preflight
 from paceline.harness.neighbours import Neighbours
 from paceline.harness.process import error_event
-from paceline.harness.survey import Samples, output_lens, survey
-from paceline.mlperf import dataset, rules
+from paceline.harness.samples import Samples, read_samples
+from paceline.harness.survey import survey
 
 __all__ = ["main"]
 
@@ -52,14 +52,10 @@ class _Child:
         config, seconds = RunConfig.from_json(job["config"]), float(job["seconds"])
         is_survey = job["kind"] == "survey"
         self._report("reading the dataset", None)
-        loaded = dataset.load_dataset(config.data_path, trust_pickle=config.trust_pickle)
-        rows = rules.sample_rows(loaded.num_samples, config.num_samples)
-        prompts = [loaded.prompts[row] for row in rows]
-        lens = None if loaded.reference_lens is None else loaded.reference_lens[rows].tolist()
-        expected = output_lens(lens, rules.benchmark(config.benchmark), len(prompts))
+        samples = read_samples(config)
         drawn = loadgen.rehearse(config, self._scratch()) if is_survey else []
         context = preflight.context_of(
-            config, prompts, log_dir=self._folder, report=self._report, streaming=True
+            config, samples.prompts, log_dir=self._folder, report=self._report, streaming=True
         )
         engine = engines.load(config.engine)(config.engine_config, context)
         start_s = time.perf_counter()
@@ -69,10 +65,9 @@ class _Child:
             neighbours = Neighbours()
             with self._counting(seconds):
                 if is_survey:
-                    samples = Samples(prompts=prompts, drawn=drawn, expected_lens=expected)
-                    facts |= self._survey(config, engine, samples, seconds=seconds)
+                    facts |= self._survey(config, engine, samples, drawn=drawn, seconds=seconds)
                 else:
-                    speed = preflight.measure(config, engine, prompts, seconds=seconds)
+                    speed = preflight.measure(config, engine, samples, seconds=seconds)
                     facts |= {"speed": dataclasses.asdict(speed)}
             facts["engine"] = engine.describe()
             # An engine on cards or on other machines hardly minds.
@@ -87,7 +82,13 @@ class _Child:
         self.send(event="finished", resumed=0, torn_lines=0, **facts)
 
     def _survey(
-        self, config: RunConfig, engine: engines.Engine, samples: Samples, *, seconds: float
+        self,
+        config: RunConfig,
+        engine: engines.Engine,
+        samples: Samples,
+        *,
+        drawn: Sequence[int],
+        seconds: float,
     ) -> dict[str, Any]:
         facts: dict[str, Any] = {}
 
@@ -96,7 +97,7 @@ class _Child:
             self.send(event="full")
             facts["full"] = engine.describe()
 
-        found = survey(config, engine, samples, seconds=seconds, full=note_full)
+        found = survey(config, engine, samples, drawn=drawn, seconds=seconds, full=note_full)
         return facts | {
             "survey": {
                 "tests": dict(found.tests),
