@@ -123,7 +123,7 @@ def resolve(settings: Mapping[str, Setting], wheel_round: str | None) -> RunConf
                 hint=f"a number from 1 to {benchmark.num_samples}",
             )
     loadgen = resolve_loadgen(value, benchmark, num_samples)
-    tokenizer = _resolve_tokenizer(value["data.tokenizer"], model_engine, benchmark, model=model)
+    tokenizer = _resolve_tokenizer(value, model_engine, benchmark, model=model)
     return RunConfig(
         benchmark=benchmark.name,
         scenario=value["run.scenario"],
@@ -246,15 +246,24 @@ def resolve_model(asked: str, engine: str, benchmark: rules.Benchmark) -> Path |
 
 
 def _resolve_tokenizer(
-    asked: str, engine: str, benchmark: rules.Benchmark, *, model: Path | None
+    value: Mapping[str, Any], engine: str, benchmark: rules.Benchmark, *, model: Path | None
 ) -> Path | None:
-    """The tokenizer of the scores; a server's tokenizer cannot be had, so it is asked for."""
+    """The tokenizer of the scores; where the model has none here, it is asked for."""
+    asked, is_random = value["data.tokenizer"], str(model).startswith(RANDOM_WEIGHTS)
     if asked != AUTO:
         return Path(asked).expanduser().resolve()
-    if model is not None or engine not in _REMOTE_ENGINES:
+    if not is_random and (model is not None or engine not in _REMOTE_ENGINES):
         return model
     if not benchmark.is_mlperf:
         return embedded_model()
+    if is_random:
+        if value["run.mode"] == "performance":
+            return None
+        raise InputError(
+            "Random weights have no tokenizer, which the scores need.",
+            hint="--mode performance, or --set data.tokenizer=PATH to a checkpoint's folder or its "
+            "tokenizer.json",
+        )
     raise InputError(
         f"{benchmark.name} over an endpoint needs the model's tokenizer here, for the scores.",
         hint="--set data.tokenizer=PATH to the checkpoint's folder or its tokenizer.json",

@@ -2,14 +2,16 @@
 
 A step makes one token of every live sequence. Its cost is taken as
 
-    step_s + token_s x live sequences + prompt_token_s x prompt tokens that begin in it
+    step_s + token_s x live sequences + context_token_s x tokens of their contexts
+           + prompt_token_s x prompt tokens that begin in it
 
-which holds for continuous batching wherever reading the weights, the work of a token and the work
-of a prompt add up. `fit` finds the three costs, none of them negative, from slices of time with
-different numbers of live sequences; `Pace.seconds` plays a query through them, end included, when
-few sequences are left and steps are nearly as long as before. Where the tokens of a step are known
-to have a limit, prompts wait for room in it: many short answers then take as many steps as their
-prompts fill, and most of them end before the last has begun.
+which holds for continuous batching wherever reading the weights, the work of a token, reading the
+keys and values before it and the work of a prompt add up. `fit` finds the four costs, none of them
+negative, from slices of time with different numbers of live sequences; `Pace.seconds` plays a query
+through them. Its contexts are longer than those of a short measurement, whose answers have not got
+far; and at its end few sequences are left, with steps nearly as long as before. Where the tokens
+of a step are known to have a limit, prompts wait for room in it: many short answers then take as
+many steps as their prompts fill, and most of them end before the last has begun.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,15 +31,24 @@ __all__ = ["Pace", "Slice", "fit", "noise_s", "spread"]
 _BLOCKS = 8
 
 
+class _Prompt(NamedTuple):
+    """A prompt that waits, and how much of it was not computed yet."""
+
+    prompt_len: int
+    output_len: int
+    left: int
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Slice:
     """What an engine did in a slice of time: tokens made, prompt tokens of sequences that began,
-    and the steps that it took."""
+    the steps that it took, and the tokens that stood before each token made, summed over them."""
 
     seconds: float
     tokens: float
     prompt_tokens: float
     steps: float
+    context_tokens: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,57 +61,63 @@ class Pace:
     prompt_token_s: float
     max_live: int | None
     step_tokens: int | None = None
+    context_token_s: float = 0.0
 
     def seconds(self, lengths: Sequence[tuple[int, int]]) -> float:
         """How long requests of (prompt_len, output_len) take that are all submitted at once."""
-        waiting = list(reversed(lengths))
+        waiting = [_Prompt(*one, left=one[0]) for one in reversed(lengths)]
         limit = self.max_live or len(lengths)
-        # The number of the step with which each live sequence ends.
-        ends: list[int] = []
-        steps, now_s = 0, 0.0
+        # Of each live sequence the number of the step with which it ends, and its context then.
+        ends: list[tuple[int, int]] = []
+        steps, context, now_s = 0, 0, 0.0
         while waiting or ends:
             begun, prompt_tokens = self._take_prompts(waiting, limit, len(ends))
-            if prompt_tokens:
-                now_s += self._step_s(len(ends) + len(begun)) + self.prompt_token_s * prompt_tokens
-                steps += 1
-                for output_len in begun:  # the step of a prompt makes the first token
-                    heapq.heappush(ends, steps + output_len - 1)
-            else:
-                now_s += (ends[0] - steps) * self._step_s(len(ends))
-                steps = ends[0]
-            while ends and ends[0] <= steps:
-                heapq.heappop(ends)
+            count = 1 if prompt_tokens else ends[0][0] - steps
+            now_s += count * self._step_s(len(ends) + len(begun))
+            now_s += self.prompt_token_s * prompt_tokens
+            # A context is longer by a token after each of the steps.
+            grown = len(ends) * count
+            now_s += self.context_token_s * (context * count + grown * (count - 1) / 2)
+            steps, context = steps + count, context + grown
+            for prompt_len, output_len in begun:  # the step of a prompt makes the first token
+                heapq.heappush(ends, (steps + output_len - 1, prompt_len + output_len - 1))
+                context += prompt_len
+            while ends and ends[0][0] <= steps:
+                context -= heapq.heappop(ends)[1]
         return now_s
 
     def slice_s(self, one: Slice) -> float:
         """How long the work of a slice takes."""
         work_s = self.token_s * one.tokens + self.prompt_token_s * one.prompt_tokens
-        return self.step_s * one.steps + work_s
+        return self.step_s * one.steps + work_s + self.context_token_s * one.context_tokens
 
     def _step_s(self, tokens: int) -> float:
         return self.step_s + self.token_s * tokens
 
     def _take_prompts(
-        self, waiting: list[tuple[int, int]], limit: int, live: int
-    ) -> tuple[list[int], int]:
-        """Prompts that the next step has room for: output_len of each that ends in it, and their
-        tokens. What is left of the last one goes on waiting."""
+        self, waiting: list[_Prompt], limit: int, live: int
+    ) -> tuple[list[tuple[int, int]], int]:
+        """Prompts that the next step has room for: (prompt_len, output_len) of each that ends in
+        it, and the tokens taken. What is left of the last one goes on waiting."""
         room = math.inf if self.step_tokens is None else self.step_tokens - live
-        begun: list[int] = []
+        begun: list[tuple[int, int]] = []
         taken = 0
         while waiting and room > taken and live + len(begun) < limit:
-            prompt_len, output_len = waiting.pop()
-            if prompt_len > room - taken:
+            one = waiting[-1]
+            if one.left > room - taken:
                 part = int(room - taken)
-                waiting.append((prompt_len - part, output_len))
+                waiting[-1] = one._replace(left=one.left - part)
                 return begun, taken + part
-            taken += prompt_len
-            begun.append(output_len)
+            waiting.pop()
+            taken += one.left
+            begun.append((one.prompt_len, one.output_len))
         return begun, taken
 
     def tokens_per_second(self, live: float, *, prompt_len: float, output_len: float) -> float:
         """The steady pace with so many sequences live, each that ends replaced by another."""
-        step_s = self.step_s + live * (self.token_s + self.prompt_token_s * prompt_len / output_len)
+        context_s = self.context_token_s * (prompt_len + output_len / 2)
+        prompt_s = self.prompt_token_s * prompt_len / output_len
+        step_s = self.step_s + live * (self.token_s + context_s + prompt_s)
         return live / step_s if step_s else float("inf")
 
 
@@ -110,12 +128,15 @@ def fit(slices: Sequence[Slice], *, max_live: int | None, step_tokens: int | Non
     step first, then to the token: a step that is long even for one sequence is the rule.
     """
     seconds = np.array([one.seconds for one in slices])
-    columns = np.array([[one.steps, one.tokens, one.prompt_tokens] for one in slices])
+    columns = np.array(
+        [[one.steps, one.tokens, one.prompt_tokens, one.context_tokens] for one in slices]
+    )
     costs = _non_negative(columns, seconds)
     return Pace(
         step_s=float(costs[0]),
         token_s=float(costs[1]),
         prompt_token_s=float(costs[2]),
+        context_token_s=float(costs[3]),
         max_live=max_live,
         step_tokens=step_tokens,
     )

@@ -249,6 +249,7 @@ class Probe:
                 tokens=after.made - before.made,
                 prompt_tokens=after.begun_tokens - before.begun_tokens,
                 steps=after.steps - before.steps,
+                context_tokens=after.context - before.context,
             )
         )
 

@@ -32,7 +32,8 @@ _GOLDEN = (5**0.5 - 1) / 2
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """Counts at a moment: tokens made, prompt tokens of sequences that began, and steps.
+    """Counts at a moment: tokens made, prompt tokens of sequences that began, steps, and the tokens
+    that stood before each token made, summed over them.
 
     A step makes one token of every live sequence, so a token is one step divided by these. Of an
     engine that steps by itself that counts its steps; of servers that stream it counts rounds.
@@ -42,6 +43,7 @@ class Mark:
     made: int = 0
     begun_tokens: int = 0
     steps: float = 0.0
+    context: float = 0.0
 
 
 class Meter:
@@ -53,12 +55,17 @@ class Meter:
         self._lock = threading.Lock()
         self._sent = 0
         self._open: dict[int, int] = {}
-        self._live: set[int] = set()
+        # The step with which each live sequence began; sums over them of prompts and those steps.
+        self._live: dict[int, float] = {}
+        self._live_prompts = 0
+        self._live_begun = 0.0
+        self._mean_context = 0.0
         # Most that lived in the step that is being told of.
         self._step_live = 0
         self._made = 0
         self._begun_tokens = 0
         self._steps = 0.0
+        self._context = 0.0
         # As of the last time that anything was told, and of the last time before a pause.
         self._told = self._edge = Mark(time.perf_counter())
         self.replaces = False
@@ -143,6 +150,7 @@ class Meter:
         with self._lock:
             self._open.clear()
             self._live.clear()
+            self._live_prompts, self._live_begun = 0, 0.0
             self.idle.set()
 
     def first_token(self, request_id: int, token_id: int) -> None:
@@ -156,6 +164,10 @@ class Meter:
         with self._lock:
             self._hear()
             self._made += num_tokens
+            if self._live:
+                begun = self._live_begun / len(self._live)
+                self._mean_context = self._live_prompts / len(self._live) + self._steps - begun
+            self._context += num_tokens * self._mean_context
             self._steps += num_tokens / max(1, self._step_live)
             self._tell()
 
@@ -169,8 +181,8 @@ class Meter:
             for one in known:
                 self._begin(one.request_id)
             for one in known:
-                self._live.discard(one.request_id)
-                del self._open[one.request_id]
+                self._live_begun -= self._live.pop(one.request_id)
+                self._live_prompts -= self._open.pop(one.request_id)
                 if (own_id := self._own_ids.pop(one.request_id, None)) is not None:
                     self.output_lens[own_id] = len(one.token_ids)
                     self.num_whole += 1
@@ -197,12 +209,15 @@ class Meter:
 
     def _tell(self) -> None:
         """It was told. The lock is held."""
-        self._told = Mark(time.perf_counter(), self._made, self._begun_tokens, self._steps)
+        now_s = time.perf_counter()
+        self._told = Mark(now_s, self._made, self._begun_tokens, self._steps, self._context)
 
     def _begin(self, request_id: int) -> None:
         """A sequence lives. The lock is held."""
         if request_id in self._open and request_id not in self._live:
-            self._live.add(request_id)
+            self._live[request_id] = self._steps
+            self._live_begun += self._steps
+            self._live_prompts += self._open[request_id]
             self._step_live = max(self._step_live, len(self._live))
             if len(self._live) > self.most_live:
                 self.most_live, self.rose_s = len(self._live), time.perf_counter()
