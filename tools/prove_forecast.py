@@ -4,8 +4,9 @@
 
 In each round there is a forecast for each `--seconds`, then the run; both as a user types them,
 with what stands after `--` at the end. A query that ends in the time is measured whole, a longer
-one is modelled: short `--seconds` prove the model. OUT/result.json has the rows,
-OUT/forecast-N-SECONDS.json and OUT/run-N the rest. The exit code is 1 when a test's time or its tokens/s was missed by more than `--within`.
+one is modelled: short `--seconds` prove the model. OUT/result.json has the rows, the rest is in
+OUT/forecast-N-SECONDS.json and OUT/run-N. The exit code is 1 when a test's time or its tokens/s
+was missed by more than `--within`.
 
 Where other programs take more than `--quiet` of a core while the forecast or the run goes, runs
 differ among themselves by more than any forecast can hold: such a row is shown and not judged, and
