@@ -63,7 +63,7 @@ class SteppingEngine:
     def submit(self, requests: Sequence[Request], sink: Sink) -> None:
         with self._changed:
             for one in sorted(requests, key=lambda request: -len(request.token_ids)):
-                length = self._output_lens[one.token_ids.tobytes()]
+                length = min(self._output_lens[one.token_ids.tobytes()], one.max_new_tokens)
                 self._waiting.append(_Sequence(one, sink, length, len(one.token_ids)))
             self._changed.notify_all()
 

@@ -91,13 +91,13 @@ def test_the_native_engine_is_measured_and_then_empty(tmp_path: Path) -> None:
     asked = [Request(i, np.arange(3, 20 + i, dtype=np.int32), 16, 1) for i in range(8)]
     try:
         probe = Probe(engine, asked, slice_s=0.1)
-        assert probe.burst(asked, limit_s=60) is not None
+        assert probe.burst(asked, limit_s=60, output_tokens=128) is not None
         assert set(probe.output_lens) == set(range(8))
         assert probe.max_live == 4
         found = probe.hold(in_flight=5, seconds=1.0, tokens_per_sample=16.0)
         assert found.tokens_per_second > 0
         probe.settle(limit_s=30)
         engine.drain()  # what was cancelled is waited for by nobody
-        assert probe.burst(asked[:2], limit_s=60) is not None
+        assert probe.burst(asked[:2], limit_s=60, output_tokens=32) is not None
     finally:
         engine.close()

@@ -64,6 +64,11 @@ class NativeConfig:
         return self.max_live_sequences * 5 // 4 * self.data_parallel
 
     @property
+    def places(self) -> int:
+        """Sequences that live at once, at most."""
+        return self.max_live_sequences * self.data_parallel
+
+    @property
     def is_longest_first(self) -> bool:
         """Of requests that wait, the longest prompts are taken first."""
         return True

@@ -29,6 +29,9 @@ from numpy.typing import NDArray
 __all__ = ["Pace", "Slice", "fit", "noise_s", "spread"]
 
 _BLOCKS = 8
+# The part of what is left unexplained that has to remain once contexts are reckoned with.
+_EXPLAINED = 0.8
+_SHORTEST_S = 1e-6
 
 
 class _Prompt(NamedTuple):
@@ -125,13 +128,21 @@ def fit(slices: Sequence[Slice], *, max_live: int | None, step_tokens: int | Non
     """The costs that explain the slices best. Slices in which nothing happened count as well.
 
     Costs that cannot be told apart, as those of slices with equally many sequences, go to the
-    step first, then to the token: a step that is long even for one sequence is the rule.
+    step first, then to the token: a step that is long even for one sequence is the rule. Contexts
+    cost something only where much of what the slices took is explained by nothing else: their cost
+    is carried on to contexts that were not seen. What makes a slice longer or shorter grows with
+    the root of its length, as sums do, and slices count by that.
     """
     seconds = np.array([one.seconds for one in slices])
     columns = np.array(
         [[one.steps, one.tokens, one.prompt_tokens, one.context_tokens] for one in slices]
     )
+    weights = 1 / np.sqrt(np.maximum(seconds, _SHORTEST_S))
+    columns, seconds = columns * weights[:, None], seconds * weights
     costs = _non_negative(columns, seconds)
+    without = np.append(_non_negative(columns[:, :3], seconds), 0.0)
+    if _left_over(columns, without, seconds) * _EXPLAINED < _left_over(columns, costs, seconds):
+        costs = without
     return Pace(
         step_s=float(costs[0]),
         token_s=float(costs[1]),
@@ -181,6 +192,13 @@ def noise_s(slices: Sequence[Slice], pace: Pace) -> float:
     return sum(found) / (len(found) - 1) if len(found) > 1 else float("nan")
 
 
+def _left_over(
+    columns: NDArray[np.float64], costs: NDArray[np.float64], wanted: NDArray[np.float64]
+) -> float:
+    """The sum of the squares of what costs leave unexplained."""
+    return float(((columns @ costs - wanted) ** 2).sum())
+
+
 def _non_negative(columns: NDArray[np.float64], wanted: NDArray[np.float64]) -> NDArray[np.float64]:
     """Least squares without negative costs: the best of the choices of columns that has none.
 
@@ -197,7 +215,7 @@ def _non_negative(columns: NDArray[np.float64], wanted: NDArray[np.float64]) -> 
             found, *_ = np.linalg.lstsq(columns[:, kept] / scale[kept], wanted, rcond=None)
             if (found < 0).any():
                 continue
-            error = float(((columns[:, kept] / scale[kept] @ found - wanted) ** 2).sum())
+            error = _left_over(columns[:, kept] / scale[kept], found, wanted)
             if error < best_error * (1 - 1e-6):
                 best_error = error
                 best = np.zeros(num_columns)

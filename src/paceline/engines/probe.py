@@ -37,6 +37,11 @@ _BLOCKS = 10
 _FEWEST_BLOCKS, _ERROR_OF_FEW = 3, 0.25
 # With fewer rounds the answers that ended are the short ones.
 _ENOUGH_ROUNDS, _ENOUGH_ANSWERS = 10, 50
+# What did not get so far in a part of its time that it can end in all of it is given up: this part,
+# and how much longer it may seem to take, as the first steps of a query are not like the others.
+_TRIED_PART, _HOPELESS = 0.2, 1.5
+# Up to so many requests at once are sent with long prompts as well as with short ones.
+_BOTH_ENDS = 4
 # A slice that met no end of a step is cut anyway after so many times its length.
 _LONGEST_SLICE = 4.0
 
@@ -45,7 +50,8 @@ _LONGEST_SLICE = 4.0
 class ProbeResult:
     """A predicted speed. `relative_error` is one standard error of tokens/s, as a fraction.
 
-    `ramp_s` is what went by before the engine was full; `is_full` whether it came to that.
+    `ramp_s` is what went by before the engine was full; `is_full` whether it came to that. With
+    `is_modelled` it was not as full as it can be, and the speed is what follows for one that is.
     """
 
     samples_per_second: float
@@ -56,6 +62,7 @@ class ProbeResult:
     answered: int
     ramp_s: float
     is_full: bool
+    is_modelled: bool = False
 
     @property
     def high_samples_per_second(self) -> float:
@@ -71,6 +78,7 @@ class Probe:
 
     def __init__(self, engine: Engine, requests: Sequence[Request], *, slice_s: float) -> None:
         self._engine = engine
+        self._requests = requests
         self._meter = Meter(engine, requests)
         self._slice_s = slice_s
         self._slices: list[Slice] = []
@@ -90,6 +98,16 @@ class Probe:
         return self._meter.most_open
 
     @property
+    def is_idle(self) -> bool:
+        """Whether nothing is in flight."""
+        return not self._meter.open_ids
+
+    @property
+    def is_limited(self) -> bool:
+        """Whether requests waited for a place: `max_live` is then all the places that there are."""
+        return self._meter.is_limited
+
+    @property
     def output_lens(self) -> dict[int, int]:
         """Length of the answer to each request that has one, by the request's id."""
         return self._meter.output_lens
@@ -99,34 +117,79 @@ class Probe:
         """What was seen, each from the end of a step to the end of another."""
         return list(self._slices)
 
-    def burst(self, requests: Sequence[Request], *, limit_s: float) -> float | None:
-        """Submit all at once; seconds until the last is answered, None if that takes longer."""
-        self._meter.replaces = False
+    def burst(
+        self, requests: Sequence[Request], *, limit_s: float, output_tokens: int
+    ) -> float | None:
+        """Submit all at once; seconds until the last is answered, None if that takes longer.
+
+        Given up early where little of the prompts and of the `output_tokens` that are expected is
+        done by then.
+        """
+        meter = self._meter
+        meter.replaces = False
         start_s = time.perf_counter()
         self._begin()
-        self._meter.send(requests)
-        if not self._watch(limit_s):
-            return None
-        return self._meter.last_s - start_s
+        before = meter.mark()
+        meter.send(requests)
+        if not self._watch(limit_s * _TRIED_PART):
+            now = meter.mark()
+            done = now.made - before.made + now.begun_tokens - before.begun_tokens
+            all_tokens = output_tokens + sum(len(one.token_ids) for one in requests)
+            if done < all_tokens * _TRIED_PART / _HOPELESS:
+                return None
+            if not self._watch(limit_s * (1 - _TRIED_PART)):
+                return None
+        return meter.last_s - start_s
 
-    def climb(self, *, most: int, seconds: float) -> None:
-        """One request alone, then two, four and on to `most` at once, each time to their ends;
-        kept in slices only.
+    def climb(self, *, most: int, seconds: float, limit_s: float) -> None:
+        """One request alone, then two, four and on to `most` at once; kept in slices only. Each
+        goes on to their ends, or as its part of the time is where the engine can forget.
 
         Prompts, steps with many sequences and steps with few come apart in that, so that the cost
-        of each is known; with every answer replaced by a request they come together.
+        of each is known; with every answer replaced by a request they come together. So do tokens
+        and what stands before them: few at once are the longest prompts, then the shortest.
+
+        Raises EngineError as `settle` does.
         """
-        end_s, count = time.perf_counter() + seconds, 1
+        end_s = time.perf_counter() + seconds
+        can_forget = isinstance(self._engine, CancellingEngine)
         self._meter.replaces = False
+        rungs = self._rungs(most)
         while (left_s := end_s - time.perf_counter()) > 0:
             self._begin()
-            self._meter.send_next(count)
-            if not self._watch(left_s):
-                return
-            count = min(2 * count, most)
+            if isinstance(rungs[0], int):
+                self._meter.send_next(rungs[0])
+            else:
+                self._meter.send(rungs[0])
+            if not self._watch(left_s / len(rungs) if can_forget else left_s):
+                if not can_forget:
+                    return
+                self.settle(limit_s=limit_s)
+            rungs = rungs[1:] or rungs
 
-    def hold(self, *, in_flight: int, seconds: float, tokens_per_sample: float) -> ProbeResult:
-        """Keep so many in flight; the speed after the ramp, in two thirds of the time.
+    def _rungs(self, most: int) -> list[int | Sequence[Request]]:
+        """Of a climb: the requests, or how many of those that come next."""
+        by_len = sorted(self._requests, key=lambda one: len(one.token_ids))
+        counts = [2**place for place in range(math.ceil(math.log2(most)))]
+        rungs: list[int | Sequence[Request]] = []
+        for count in counts:
+            if count <= _BOTH_ENDS:
+                rungs += [by_len[-count:], by_len[:count]]
+            else:
+                rungs.append(count)
+        return [*rungs, most]
+
+    def hold(
+        self,
+        *,
+        in_flight: int,
+        seconds: float,
+        tokens_per_sample: float,
+        is_bounded: bool = False,
+    ) -> ProbeResult:
+        """Keep so many in flight, of them what already is; the speed after the ramp, in two thirds
+        of the time. A ramp longer than a third comes on top, up to four times the time; with
+        `is_bounded` it ends with half of the time, and the rest is measured.
 
         Raises EngineError when nothing was made.
         """
@@ -137,10 +200,12 @@ class Probe:
         wanted = max(0, in_flight - len(meter.open_ids))
         is_cut = isinstance(self._engine, CancellingEngine)
         meter.send_next(wanted, cut_to=tokens_per_sample if is_cut else None)
-        is_full = self._fill(begun_s, seconds)
+        is_full = self._fill(seconds, begun_s + seconds * (0.5 if is_bounded else _LONGEST_RAMP))
         ramp_s = time.perf_counter() - begun_s
         answered, tokens = meter.num_whole, meter.num_tokens
-        rates, tokens_per_second = self._rates(seconds * (1 - _RAMP))
+        rates, tokens_per_second = self._rates(
+            seconds - ramp_s if is_bounded else seconds * (1 - _RAMP)
+        )
         meter.replaces = False
         if tokens_per_second == 0:
             raise EngineError(
@@ -181,22 +246,32 @@ class Probe:
         """
         meter = self._meter
         meter.replaces = False
-        if isinstance(self._engine, CancellingEngine):
+        if meter.open_ids and isinstance(self._engine, CancellingEngine):
             self._engine.cancel(meter.open_ids)
             meter.forget()
+            # A step that is under way may yet be told, and its time is none of what comes: it is
+            # over when another request is answered.
+            meter.send_shortest()
+            if not meter.idle.wait(limit_s):
+                raise self._stalled(limit_s)
+            if meter.error is not None:
+                raise meter.error
         while meter.open_ids:
             before = meter.answered
             if not self._watch(limit_s) and meter.answered == before:
-                raise EngineError(
-                    f"The engine answered none of {len(meter.open_ids)} requests in {limit_s:g} s.",
-                    hint="see the log; run.stall_timeout_s is how long to wait",
-                )
+                raise self._stalled(limit_s)
 
-    def _fill(self, begun_s: float, seconds: float) -> bool:
+    def _stalled(self, limit_s: float) -> EngineError:
+        return EngineError(
+            f"The engine answered none of {len(self._meter.open_ids)} requests in {limit_s:g} s.",
+            hint="see the log; run.stall_timeout_s is how long to wait",
+        )
+
+    def _fill(self, seconds: float, end_s: float) -> bool:
         """Wait for the ramp's end; whether the engine was full then."""
         self._watch(seconds * _RAMP)
         while not (is_full := self._is_full(seconds * _RAMP)):
-            if time.perf_counter() - begun_s > seconds * _LONGEST_RAMP:
+            if time.perf_counter() > end_s:
                 break
             self._watch(self._slice_s)
         return is_full

@@ -24,6 +24,9 @@ __all__ = ["Mark", "Meter"]
 
 # What is told within so short a time is told of one step.
 _QUIET_S = 0.002
+# Where so many steps let no further sequence live, though one waits that was sent before them,
+# there are no more places.
+_FULL_STEPS = 8
 # Requests of a probe have ids of their own: a run's begin at 0.
 _FIRST_ID = 1 << 40
 # Its multiples fill the unit evenly, whichever part of them is taken.
@@ -54,7 +57,9 @@ class Meter:
         self._requests = requests
         self._lock = threading.Lock()
         self._sent = 0
+        # Of each that is not answered the prompt's length, and the step after which it was sent.
         self._open: dict[int, int] = {}
+        self._sent_steps: dict[int, float] = {}
         # The step with which each live sequence began; sums over them of prompts and those steps.
         self._live: dict[int, float] = {}
         self._live_prompts = 0
@@ -76,6 +81,8 @@ class Meter:
         self.num_tokens = 0
         self.most_live = 0
         self.rose_s = self._told.moment_s
+        self._rose_steps = 0.0
+        self.is_limited = False
         self.most_open = 0
         # By the ids that requests came with.
         self.output_lens: dict[int, int] = {}
@@ -101,6 +108,9 @@ class Meter:
                 for place, request in enumerate(requests)
             ]
             self._open |= {request.request_id: len(request.token_ids) for request in batch}
+            self._sent_steps |= dict.fromkeys(
+                range(_FIRST_ID + first, _FIRST_ID + self._sent), self._steps
+            )
             if are_whole:
                 self._own_ids |= {
                     sent.request_id: request.request_id
@@ -127,6 +137,11 @@ class Meter:
             ]
         self.send(wanted, are_whole=cut_to is None)
 
+    def send_shortest(self) -> None:
+        """A request for a token, of the shortest prompt."""
+        shortest = min(self._requests, key=lambda one: len(one.token_ids))
+        self.send([_cut(shortest, 1)], are_whole=False)
+
     def begin(self) -> Mark:
         """Nothing is under way: the work of the next step begins now."""
         with self._lock:
@@ -149,6 +164,7 @@ class Meter:
         """What was in flight was cancelled."""
         with self._lock:
             self._open.clear()
+            self._sent_steps.clear()
             self._live.clear()
             self._live_prompts, self._live_begun = 0, 0.0
             self.idle.set()
@@ -169,6 +185,7 @@ class Meter:
                 self._mean_context = self._live_prompts / len(self._live) + self._steps - begun
             self._context += num_tokens * self._mean_context
             self._steps += num_tokens / max(1, self._step_live)
+            self._look_for_places()
             self._tell()
 
     def done(self, completion: Completion) -> None:
@@ -183,6 +200,7 @@ class Meter:
             for one in known:
                 self._live_begun -= self._live.pop(one.request_id)
                 self._live_prompts -= self._open.pop(one.request_id)
+                del self._sent_steps[one.request_id]
                 if (own_id := self._own_ids.pop(one.request_id, None)) is not None:
                     self.output_lens[own_id] = len(one.token_ids)
                     self.num_whole += 1
@@ -212,6 +230,13 @@ class Meter:
         now_s = time.perf_counter()
         self._told = Mark(now_s, self._made, self._begun_tokens, self._steps, self._context)
 
+    def _look_for_places(self) -> None:
+        """The lock is held."""
+        before = self._steps - _FULL_STEPS
+        if not self.is_limited and self._rose_steps <= before and len(self._open) > len(self._live):
+            waiting = next(one for one in self._open if one not in self._live)
+            self.is_limited = bool(self._live) and self._sent_steps[waiting] <= before
+
     def _begin(self, request_id: int) -> None:
         """A sequence lives. The lock is held."""
         if request_id in self._open and request_id not in self._live:
@@ -221,6 +246,7 @@ class Meter:
             self._step_live = max(self._step_live, len(self._live))
             if len(self._live) > self.most_live:
                 self.most_live, self.rose_s = len(self._live), time.perf_counter()
+                self._rose_steps = self._steps
             self._begun_tokens += self._open[request_id]
 
 

@@ -28,8 +28,9 @@ __all__ = ["Survey", "survey"]
 
 _NUM_SLICES = 24
 _MOST_BURSTS = 3
-# Of the time that is left: what may go to few sequences, and to the ramp of many.
-_FEW_PART, _RAMP_PART = 0.2, 0.25
+# Of the time that is left: what may go to few sequences, at first and later, and to the ramp of
+# many.
+_FIRST_PART, _FEW_PART, _RAMP_PART = 0.05, 0.2, 0.25
 # And to a query as it is guessed; less of an engine that cannot forget one that does not end.
 _WHOLE_PART, _WHOLE_PART_KEPT = 0.9, 0.6
 # Of all the time: what is kept for many sequences until every test was measured whole.
@@ -38,6 +39,8 @@ _FEW = 8
 # From so many on of those that a step's room for prompts lets live, it is what limits them.
 _FILLED_PART = 0.75
 _LEAST_S = 1.0
+# A query is long that lasts as long as MLPerf's shortest.
+_LONG_S = 600.0
 # What a model is off by on an engine of known costs, which is never unsteady.
 _MODEL_ERROR = 0.015
 
@@ -85,7 +88,6 @@ class _Surveyor:
         self._windows: dict[str, list[tuple[float, float]]] = {}
         self._full = preflight.in_flight(config, engine)
         self._step_tokens = getattr(config.engine_config, "step_tokens", None)
-        self._has_held_few = False
 
     @property
     def left_s(self) -> float:
@@ -122,9 +124,9 @@ class _Surveyor:
         first: an engine that cannot forget would have to answer all of it.
         """
         indices, kept_s = self.indices(test), self._seconds * _HOLD_PART
-        if len(indices) > self._full or self.probe.answered:
-            if not self._wholes:
-                self.hold_few(self._full)
+        if not self._wholes:
+            self.hold_few(self._full, part=_FIRST_PART)
+        if self.probe.slices and (len(indices) > self._full or self._wholes):
             limit = self._max_live() or self._full
             guess = dataclasses.replace(self.pace(), max_live=limit)
             can_forget = isinstance(self._engine, engines.CancellingEngine)
@@ -142,10 +144,11 @@ class _Surveyor:
                 return
 
     def _burst(self, test: str, limit_s: float) -> bool:
+        self.settle()
         query = [self._requests[i] for i in self.indices(test)]
-        took_s = self.probe.burst(query, limit_s=limit_s)
-        if took_s is None:
-            self.settle()
+        output_tokens = sum(output_len for _, output_len in self.lengths(test))
+        took_s = self.probe.burst(query, limit_s=limit_s, output_tokens=output_tokens)
+        if took_s is None:  # what is in flight may go on: the engine is as full as it came to be
             return False
         end_s = time.time()
         self._wholes.setdefault(test, []).append(took_s)
@@ -155,31 +158,57 @@ class _Surveyor:
     def is_whole(self, test: str) -> bool:
         return test in self._wholes
 
-    def hold_few(self, many: int) -> None:
-        """Part of the time with one sequence and on to few; once."""
+    def hold_few(self, many: int, *, part: float) -> None:
+        """Part of the time with one sequence and on to few."""
         few = max(1, many // _FEW)
-        if few < many and not self._has_held_few:
-            self._has_held_few = True
-            seconds = max(_LEAST_S, self.left_s * _FEW_PART, self._seconds * _HOLD_PART * _FEW_PART)
-            self.probe.climb(most=few, seconds=seconds)
+        if few < many:
+            seconds = max(self.left_s * part, self._seconds * _HOLD_PART * part)
+            seconds = max(min(_LEAST_S, self.left_s * _FEW_PART), seconds)
+            limit_s = self._config.stall_timeout_s
+            self.probe.climb(most=few, seconds=seconds, limit_s=limit_s)
             self.settle()
 
     def hold(self, most: int | None) -> None:
-        """The time that is left with many sequences, after part of it with few."""
-        mean = self._mean_len()
-        many = min(self._full, most or self._full)
-        self.hold_few(many)
+        """The time that is left with many sequences: what is in flight of a query that did not end,
+        and others in place of those that do; else after part of it with few."""
+        count = many = min(self._full, most or self._full)
+        if is_fresh := self.probe.is_idle:
+            self.hold_few(many, part=_FEW_PART)
         # A query that did not end may have left too little.
         seconds = max(_LEAST_S, self.left_s, self._seconds * _HOLD_PART * (1 - _FEW_PART))
         prompt_s = self.pace().prompt_token_s * float(
             np.mean([len(request.token_ids) for request in self._requests])
         )
-        # So many that their prompts are done within the ramp.
-        if prompt_s > 0:
-            many = max(1, min(many, int(seconds * _RAMP_PART / prompt_s)))
+        if is_fresh and prompt_s > 0:  # so many that their prompts are done within the ramp
+            count = max(1, min(many, int(seconds * _RAMP_PART / prompt_s)))
         start_s = time.time()
-        self.held = self.probe.hold(in_flight=many, seconds=seconds, tokens_per_sample=mean)
-        self.held_unix_s = (start_s + self.held.ramp_s, time.time())
+        held = self.probe.hold(
+            in_flight=count,
+            seconds=seconds,
+            tokens_per_sample=self._mean_len(),
+            is_bounded=not is_fresh,
+        )
+        self.held = held if held.is_full and count == many else self._filled(held)
+        self.held_unix_s = (start_s + held.ramp_s, time.time())
+
+    def _filled(self, held: ProbeResult) -> ProbeResult:
+        """The speed of an engine that has all that it can take on: of a query that is long."""
+        pace, lengths = self.pace(), self.lengths("accuracy")
+        times = math.ceil(_LONG_S / pace.seconds(lengths))
+        longest_first = getattr(self._config.engine_config, "is_longest_first", False)
+        query = lengths * times
+        if longest_first:
+            query.sort(key=lambda one: -one[0])
+        rate = len(query) / pace.seconds(query)
+        mean = float(np.mean([output_len for _, output_len in lengths]))
+        return dataclasses.replace(
+            held,
+            samples_per_second=rate,
+            tokens_per_second=rate * mean,
+            tokens_per_sample=mean,
+            relative_error=self._error_of_model(query),
+            is_modelled=True,
+        )
 
     def settle(self) -> None:
         self.probe.settle(limit_s=self._config.stall_timeout_s)
@@ -236,19 +265,22 @@ class _Surveyor:
         return float(np.mean([length for _, length in self.lengths("accuracy")]))
 
     def _max_live(self) -> int | None:
-        """How many live at once, if more were in flight than did, and places were short and not
-        room in the steps for their prompts."""
+        """How many live at once, as the engine's settings or the probe know it, where places are
+        short and not room in the steps for their prompts."""
         probe = self.probe
-        if not probe.most_in_flight > probe.max_live > 0:
+        places: int | None = getattr(self._config.engine_config, "places", None)
+        if probe.is_limited:
+            places = probe.max_live
+        if places is None:
             return None
         if self._step_tokens is not None:
             prompt_len = float(np.mean([len(one.token_ids) for one in self._requests]))
             output_len = float(np.mean(self._output_lens))
             # So many live where each step is filled with the prompts of those that follow.
             filled = self._step_tokens * output_len / (prompt_len + output_len)
-            if probe.max_live > _FILLED_PART * filled:
+            if places > _FILLED_PART * filled:
                 return None
-        return probe.max_live
+        return places
 
 
 def survey(

@@ -133,7 +133,7 @@ def _speed(tests: Mapping[str, Mapping[str, Any]], held: ProbeResult | None) -> 
         "tokens_per_second": held.tokens_per_second,
         "samples_per_second": held.samples_per_second,
         "relative_error": held.relative_error,
-        "how": "with the engine full" + unsure,
+        "how": "with the engine full" + (", modelled" if held.is_modelled else "") + unsure,
         "full_samples_per_second": held.samples_per_second,
         "high_samples_per_second": held.high_samples_per_second,
     }
