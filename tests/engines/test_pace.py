@@ -36,6 +36,39 @@ def test_costs_are_found_again(step_s: float, token_s: float, prompt_token_s: fl
     assert found.prompt_token_s == pytest.approx(prompt_token_s, rel=1e-3)
 
 
+def test_the_cost_of_contexts_is_found_and_played() -> None:
+    """Prompts of 50 and 200 tokens, with one sequence and with many."""
+    known = Pace(step_s=0.01, token_s=1e-3, prompt_token_s=0.0, max_live=None, context_token_s=1e-5)
+    seen = [
+        Slice(seconds=0, tokens=100 * live, prompt_tokens=0, steps=100, context_tokens=context)
+        for live, context in ((1, 7_500), (1, 22_500), (60, 400_000), (64, 1_300_000))
+    ]
+    found = fit([replace(one, seconds=known.slice_s(one)) for one in seen], max_live=None)
+    assert found.context_token_s == pytest.approx(1e-5, rel=1e-3)
+    assert found.token_s == pytest.approx(1e-3, rel=1e-3)
+    # Two sequences; after their prompts 2 steps of both, with 5 and 9 tokens before them and then
+    # one more each, and one of the second alone.
+    steps_s = 4 * 0.01 + (2 + 2 + 2 + 1) * 1e-3
+    context_s = ((5 + 9) + (6 + 10) + 11) * 1e-5
+    assert known.seconds([(5, 3), (9, 4)]) == pytest.approx(steps_s + context_s)
+
+
+def test_contexts_that_explain_little_cost_nothing() -> None:
+    """A chance likeness would be carried on to contexts that were not seen."""
+    known = Pace(step_s=0.01, token_s=1e-3, prompt_token_s=0.0, max_live=None)
+    shaken = [
+        replace(one, seconds=one.seconds * (1 + 0.02 * (place * 7 % 5 - 2)), context_tokens=context)
+        for place, (one, context) in enumerate(
+            zip(
+                slices_of(known, [(1.0 + 3 * (place % 9), 0.0) for place in range(24)]),
+                [1000.0 * (1 + place * 11 % 13) for place in range(24)],
+                strict=True,
+            )
+        )
+    ]
+    assert fit(shaken, max_live=None).context_token_s == 0.0
+
+
 def test_no_cost_is_negative_whatever_was_seen() -> None:
     odd = [Slice(seconds=1, tokens=10, prompt_tokens=0, steps=10)]
     odd += [Slice(seconds=1, tokens=900, prompt_tokens=90, steps=300)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import numpy as np
@@ -101,3 +102,62 @@ def test_the_native_engine_is_measured_and_then_empty(tmp_path: Path) -> None:
         assert probe.burst(asked[:2], limit_s=60, output_tokens=32) is not None
     finally:
         engine.close()
+
+
+def stepping(costs: Costs, output_len: int) -> tuple[SteppingEngine, list[Request]]:
+    """An engine of known costs, and requests to it of prompts of 20 to 210 tokens."""
+    asked = [Request(i, np.arange(20 + 10 * i, dtype=np.int32), output_len, 1) for i in range(20)]
+    by_prompt = {one.token_ids.tobytes(): output_len for one in asked}
+    return SteppingEngine(costs, by_prompt), asked
+
+
+def test_what_was_forgotten_is_in_no_slice() -> None:
+    """Rungs of a climb are cut short while a step is under way; it is told in the next rung's."""
+    costs = Costs(step_s=0.01, token_s=0.0, prompt_s=0.0001)
+    engine, asked = stepping(costs, 400)
+    engine.start()
+    try:
+        probe = Probe(engine, asked, slice_s=0.05)
+        probe.climb(most=16, seconds=2.0, limit_s=10)
+        probe.settle(limit_s=10)
+    finally:
+        engine.close()
+    assert len(probe.slices) > 10
+    for one in probe.slices:
+        known_s = costs.step_s * one.steps + costs.prompt_s * one.prompt_tokens
+        assert one.seconds == pytest.approx(known_s, rel=0.2)
+    alone = [one for one in probe.slices if one.tokens == one.steps and not one.prompt_tokens]
+    contexts = [one.context_tokens / one.tokens for one in alone]
+    assert max(contexts) > 3 * min(contexts)  # the longest prompt alone, and the shortest
+
+
+def test_places_are_known_where_requests_wait_for_them_and_only_there() -> None:
+    for max_live, is_limited in ((6, True), (64, False)):
+        engine, asked = stepping(Costs(step_s=0.005, token_s=0, prompt_s=0, max_live=max_live), 30)
+        engine.start()
+        try:
+            probe = Probe(engine, asked, slice_s=0.05)
+            assert probe.burst(asked, limit_s=20, output_tokens=600) is not None
+        finally:
+            engine.close()
+        assert probe.is_limited is is_limited
+        assert probe.max_live == min(max_live, 20)
+
+
+def test_a_query_that_cannot_end_in_its_time_is_given_up_early() -> None:
+    """It would take 20 s of the 2 s that there are; what is under way stays under way."""
+    engine, asked = stepping(Costs(step_s=0.01, token_s=0, prompt_s=0), 2000)
+    engine.start()
+    try:
+        probe = Probe(engine, asked, slice_s=0.05)
+        start_s = time.perf_counter()
+        assert probe.burst(asked, limit_s=2.0, output_tokens=2000 * 20) is None
+        took_s = time.perf_counter() - start_s
+        assert not probe.is_idle
+        held = probe.hold(in_flight=20, seconds=1.0, tokens_per_sample=2000.0, is_bounded=True)
+        assert held.tokens_per_second == pytest.approx(20 / 0.01, rel=0.1)
+        probe.settle(limit_s=10)
+        assert probe.is_idle
+    finally:
+        engine.close()
+    assert took_s < 1.0

@@ -161,14 +161,14 @@ def spread(
     step_tokens: int | None = None,
 ) -> float:
     """One standard error of the time of a query as the costs are known, as a fraction of it, by
-    leaving blocks out. What the query itself varies by comes on top: see `noise_s`."""
+    leaving parts out, each of which has slices of all the time. What the query itself varies by
+    comes on top: see `noise_s`."""
     blocks = min(_BLOCKS, len(slices))
     if blocks < 3:
         return float("nan")
-    cuts = np.array_split(np.arange(len(slices)), blocks)
     found = []
-    for cut in cuts:
-        left = [one for place, one in enumerate(slices) if place not in set(cut.tolist())]
+    for part in range(blocks):
+        left = [one for place, one in enumerate(slices) if place % blocks != part]
         found.append(fit(left, max_live=max_live, step_tokens=step_tokens).seconds(lengths))
     times = np.array(found)
     mean = float(times.mean())
@@ -178,14 +178,17 @@ def spread(
 
 def noise_s(slices: Sequence[Slice], pace: Pace) -> float:
     """How unsteady an engine is: what it takes for work of so many seconds by its pace has this
-    much variance for each of them, in seconds. Blocks of slices are looked at, as what slows a
-    machine lasts longer than a slice."""
+    much variance for each of them, in seconds. Blocks of slices are looked at, equally long ones,
+    as what slows a machine lasts longer than a slice."""
     blocks = min(_BLOCKS, len(slices))
     if blocks < 3:
         return float("nan")
+    seconds = np.array([one.seconds for one in slices])
+    middles = np.cumsum(seconds) - seconds / 2
+    places = (blocks * middles / seconds.sum()).astype(int)
     found = []
-    for block in np.array_split(np.arange(len(slices)), blocks):
-        held = [slices[place] for place in block]
+    for block in range(blocks):
+        held = [one for one, place in zip(slices, places, strict=True) if place == block]
         expected_s = sum(pace.slice_s(one) for one in held)
         if expected_s > 0:
             found.append((sum(one.seconds for one in held) - expected_s) ** 2 / expected_s)

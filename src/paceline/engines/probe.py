@@ -37,11 +37,12 @@ _BLOCKS = 10
 _FEWEST_BLOCKS, _ERROR_OF_FEW = 3, 0.25
 # With fewer rounds the answers that ended are the short ones.
 _ENOUGH_ROUNDS, _ENOUGH_ANSWERS = 10, 50
-# What did not get so far in a part of its time that it can end in all of it is given up: this part,
-# and how much longer it may seem to take, as the first steps of a query are not like the others.
+# What got less far in this part of its time than that part is given up: by so much, as the first
+# steps of a query are not like the others.
 _TRIED_PART, _HOPELESS = 0.2, 1.5
-# Up to so many requests at once are sent with long prompts as well as with short ones.
-_BOTH_ENDS = 4
+# Up to so many requests at once are sent with long prompts as well as with short ones; and so many
+# steps have to come of them, of which the first is one of prompts.
+_BOTH_ENDS, _RUNG_STEPS = 4, 4
 # A slice that met no end of a step is cut anyway after so many times its length.
 _LONGEST_SLICE = 4.0
 
@@ -120,10 +121,8 @@ class Probe:
     def burst(
         self, requests: Sequence[Request], *, limit_s: float, output_tokens: int
     ) -> float | None:
-        """Submit all at once; seconds until the last is answered, None if that takes longer.
-
-        Given up early where little of the prompts and of the `output_tokens` that are expected is
-        done by then.
+        """Submit all at once; seconds until the last is answered, None if that takes longer. Given
+        up early where little of the prompts and of the `output_tokens` that are expected is done.
         """
         meter = self._meter
         meter.replaces = False
@@ -131,15 +130,16 @@ class Probe:
         self._begin()
         before = meter.mark()
         meter.send(requests)
-        if not self._watch(limit_s * _TRIED_PART):
+        end_s = start_s + limit_s
+        all_tokens = output_tokens + sum(len(one.token_ids) for one in requests)
+        is_done = self._watch_steps(limit_s * _TRIED_PART, end_s)
+        if not is_done and (left_s := end_s - time.perf_counter()) > 0:
             now = meter.mark()
             done = now.made - before.made + now.begun_tokens - before.begun_tokens
-            all_tokens = output_tokens + sum(len(one.token_ids) for one in requests)
-            if done < all_tokens * _TRIED_PART / _HOPELESS:
+            if done * _HOPELESS < all_tokens * (1 - left_s / limit_s):
                 return None
-            if not self._watch(limit_s * (1 - _TRIED_PART)):
-                return None
-        return meter.last_s - start_s
+            is_done = self._watch(left_s)
+        return meter.last_s - start_s if is_done else None
 
     def climb(self, *, most: int, seconds: float, limit_s: float) -> None:
         """One request alone, then two, four and on to `most` at once; kept in slices only. Each
@@ -161,23 +161,29 @@ class Probe:
                 self._meter.send_next(rungs[0])
             else:
                 self._meter.send(rungs[0])
-            if not self._watch(left_s / len(rungs) if can_forget else left_s):
+            if not self._watch_steps(left_s / len(rungs) if can_forget else left_s, end_s):
                 if not can_forget:
                     return
                 self.settle(limit_s=limit_s)
             rungs = rungs[1:] or rungs
 
+    def _watch_steps(self, seconds: float, end_s: float) -> bool:
+        """Watch for a time, and on until there were some steps; not beyond `end_s`."""
+        first = self._meter.mark().steps
+        is_idle = self._watch(seconds)
+        while not is_idle and self._meter.mark().steps - first < _RUNG_STEPS:
+            if (left_s := end_s - time.perf_counter()) <= 0:
+                break
+            is_idle = self._watch(min(seconds, left_s))
+        return is_idle
+
     def _rungs(self, most: int) -> list[int | Sequence[Request]]:
         """Of a climb: the requests, or how many of those that come next."""
         by_len = sorted(self._requests, key=lambda one: len(one.token_ids))
         counts = [2**place for place in range(math.ceil(math.log2(most)))]
-        rungs: list[int | Sequence[Request]] = []
-        for count in counts:
-            if count <= _BOTH_ENDS:
-                rungs += [by_len[-count:], by_len[:count]]
-            else:
-                rungs.append(count)
-        return [*rungs, most]
+        few = [count for count in counts if count <= _BOTH_ENDS]
+        ends = [part for count in few for part in (by_len[-count:], by_len[:count])]
+        return [*ends, *counts[len(few) :], most]
 
     def hold(
         self,
