@@ -53,6 +53,13 @@ def test_the_cost_of_contexts_is_found_and_played() -> None:
     assert known.seconds([(5, 3), (9, 4)]) == pytest.approx(steps_s + context_s)
 
 
+def test_prompts_wait_for_room_in_the_cache() -> None:
+    """Of four, each of 10 and 5 tokens, two fit 30 tokens; a prompt beyond them is taken alone."""
+    pace = Pace(step_s=1.0, token_s=0.0, prompt_token_s=0.0, max_live=None, cache_tokens=30)
+    assert pace.seconds([(10, 5)] * 4) == 5 + 5
+    assert pace.seconds([(40, 5), (10, 5)]) == 5 + 5
+
+
 def test_contexts_that_explain_little_cost_nothing() -> None:
     """A chance likeness would be carried on to contexts that were not seen."""
     known = Pace(step_s=0.01, token_s=1e-3, prompt_token_s=0.0, max_live=None)

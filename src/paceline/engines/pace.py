@@ -56,8 +56,8 @@ class Slice:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pace:
-    """Costs in seconds, and how many sequences live at once and tokens are in a step, prompts
-    and outputs together; None where no limit was met or is known."""
+    """Costs in seconds, and how many sequences live at once, tokens are in a step, and tokens are
+    in the cache, prompts and outputs together; None where no limit was met or is known."""
 
     step_s: float
     token_s: float
@@ -65,6 +65,7 @@ class Pace:
     max_live: int | None
     step_tokens: int | None = None
     context_token_s: float = 0.0
+    cache_tokens: int | None = None
 
     def seconds(self, lengths: Sequence[tuple[int, int]]) -> float:
         """How long requests of (prompt_len, output_len) take that are all submitted at once."""
@@ -74,7 +75,7 @@ class Pace:
         ends: list[tuple[int, int]] = []
         steps, context, now_s = 0, 0, 0.0
         while waiting or ends:
-            begun, prompt_tokens = self._take_prompts(waiting, limit, len(ends))
+            begun, prompt_tokens = self._take_prompts(waiting, limit, len(ends), context)
             count = 1 if prompt_tokens else ends[0][0] - steps
             now_s += count * self._step_s(len(ends) + len(begun))
             now_s += self.prompt_token_s * prompt_tokens
@@ -98,15 +99,20 @@ class Pace:
         return self.step_s + self.token_s * tokens
 
     def _take_prompts(
-        self, waiting: list[_Prompt], limit: int, live: int
+        self, waiting: list[_Prompt], limit: int, live: int, context: int
     ) -> tuple[list[tuple[int, int]], int]:
-        """Prompts that the next step has room for: (prompt_len, output_len) of each that ends in
-        it, and the tokens taken. What is left of the last one goes on waiting."""
+        """Prompts that the next step and the cache have room for: (prompt_len, output_len) of each
+        that ends in it, and the tokens taken. What is left of the last one goes on waiting. One
+        that the cache never has room for alone is taken when nothing else lives."""
         room = math.inf if self.step_tokens is None else self.step_tokens - live
+        cache = math.inf if self.cache_tokens is None else self.cache_tokens - context - live
         begun: list[tuple[int, int]] = []
         taken = 0
         while waiting and room > taken and live + len(begun) < limit:
             one = waiting[-1]
+            cache -= one.prompt_len
+            if cache < 0 and live + len(begun) > 0:
+                break
             if one.left > room - taken:
                 part = int(room - taken)
                 waiting[-1] = one._replace(left=one.left - part)
@@ -124,7 +130,13 @@ class Pace:
         return live / step_s if step_s else float("inf")
 
 
-def fit(slices: Sequence[Slice], *, max_live: int | None, step_tokens: int | None = None) -> Pace:
+def fit(
+    slices: Sequence[Slice],
+    *,
+    max_live: int | None,
+    step_tokens: int | None = None,
+    cache_tokens: int | None = None,
+) -> Pace:
     """The costs that explain the slices best. Slices in which nothing happened count as well.
 
     Costs that cannot be told apart, as those of slices with equally many sequences, go to the
@@ -150,6 +162,7 @@ def fit(slices: Sequence[Slice], *, max_live: int | None, step_tokens: int | Non
         context_token_s=float(costs[3]),
         max_live=max_live,
         step_tokens=step_tokens,
+        cache_tokens=cache_tokens,
     )
 
 
@@ -159,6 +172,7 @@ def spread(
     *,
     max_live: int | None,
     step_tokens: int | None = None,
+    cache_tokens: int | None = None,
 ) -> float:
     """One standard error of the time of a query as the costs are known, as a fraction of it, by
     leaving parts out, each of which has slices of all the time. What the query itself varies by
@@ -169,7 +183,8 @@ def spread(
     found = []
     for part in range(blocks):
         left = [one for place, one in enumerate(slices) if place % blocks != part]
-        found.append(fit(left, max_live=max_live, step_tokens=step_tokens).seconds(lengths))
+        fitted = fit(left, max_live=max_live, step_tokens=step_tokens, cache_tokens=cache_tokens)
+        found.append(fitted.seconds(lengths))
     times = np.array(found)
     mean = float(times.mean())
     variance = (blocks - 1) / blocks * float(((times - mean) ** 2).sum())

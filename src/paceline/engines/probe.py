@@ -14,16 +14,15 @@ enough answers ended to know better.
 from __future__ import annotations
 
 import math
-import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from paceline.engines import CancellingEngine, Engine, ObservableEngine, Request
 from paceline.engines.pace import Slice
 from paceline.engines.probe_meter import Meter
+from paceline.engines.probe_result import ProbeResult, error_of_mean, rate
 from paceline.errors import EngineError
 
 __all__ = ["Probe", "ProbeResult"]
@@ -33,8 +32,6 @@ __all__ = ["Probe", "ProbeResult"]
 _RAMP, _FULL_PART, _LONGEST_RAMP = 1 / 3, 0.75, 4.0
 # Slices go into so many blocks, whose rates differ by the error of the whole.
 _BLOCKS = 10
-# Fewer of them say nothing of the error, which is then taken to be so much.
-_FEWEST_BLOCKS, _ERROR_OF_FEW = 3, 0.25
 # With fewer rounds the answers that ended are the short ones.
 _ENOUGH_ROUNDS, _ENOUGH_ANSWERS = 10, 50
 # What got less far in this part of its time than that part is given up: by so much, as the first
@@ -43,32 +40,10 @@ _TRIED_PART, _HOPELESS = 0.2, 1.5
 # Up to so many requests at once are sent with long prompts as well as with short ones; and so many
 # steps have to come of them, of which the first is one of prompts.
 _BOTH_ENDS, _RUNG_STEPS = 4, 4
+# With less of the cache in use, what is half computed counts for too much.
+_TELLING_USE = 0.05
 # A slice that met no end of a step is cut anyway after so many times its length.
 _LONGEST_SLICE = 4.0
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ProbeResult:
-    """A predicted speed. `relative_error` is one standard error of tokens/s, as a fraction.
-
-    `ramp_s` is what went by before the engine was full; `is_full` whether it came to that. With
-    `is_modelled` it was not as full as it can be, and the speed is what follows for one that is.
-    """
-
-    samples_per_second: float
-    tokens_per_second: float
-    tokens_per_sample: float
-    relative_error: float
-    seconds: float
-    answered: int
-    ramp_s: float
-    is_full: bool
-    is_modelled: bool = False
-
-    @property
-    def high_samples_per_second(self) -> float:
-        """What the speed is hardly above: sized by this, a run is long enough."""
-        return self.samples_per_second * (1 + 2 * self.relative_error)
 
 
 class Probe:
@@ -95,13 +70,20 @@ class Probe:
         return self._meter.most_live
 
     @property
-    def most_in_flight(self) -> int:
-        return self._meter.most_open
-
-    @property
     def is_idle(self) -> bool:
         """Whether nothing is in flight."""
         return not self._meter.open_ids
+
+    @property
+    def cache_tokens(self) -> int | None:
+        """Tokens of sequences that the engine's cache holds when full, by the part of it that those
+        which live now fill; None where that is not known, or too little to tell."""
+        engine: object = self._engine
+        state = engine.state() if isinstance(engine, ObservableEngine) else None
+        used = None if state is None else state.kv_used_fraction
+        if used is None or used < _TELLING_USE:
+            return None
+        return int(self._meter.context / used)
 
     @property
     def is_limited(self) -> bool:
@@ -201,6 +183,7 @@ class Probe:
         """
         meter = self._meter
         meter.replaces = True
+        meter.rise_anew()
         begun_s = time.perf_counter()
         self._begin()
         wanted = max(0, in_flight - len(meter.open_ids))
@@ -225,7 +208,7 @@ class Probe:
             samples_per_second=tokens_per_second / tokens_per_sample,
             tokens_per_second=tokens_per_second,
             tokens_per_sample=tokens_per_sample,
-            relative_error=_error_of_mean(rates) / tokens_per_second,
+            relative_error=error_of_mean(rates) / tokens_per_second,
             seconds=seconds,
             answered=answered,
             ramp_s=round(ramp_s, 3),
@@ -242,7 +225,7 @@ class Probe:
         seen = self._slices[first:]
         blocks = np.array_split(np.arange(len(seen)), min(_BLOCKS, max(1, len(seen))))
         parts = [[seen[place] for place in block] for block in blocks if len(block)]
-        return [_rate(part) for part in parts], _rate(seen)
+        return [rate(part) for part in parts], rate(seen)
 
     def settle(self, *, limit_s: float) -> None:
         """Cancel what is in flight, or wait for it where the engine cannot forget: tokens that an
@@ -288,9 +271,16 @@ class Probe:
         engine: object = self._engine
         state = engine.state() if isinstance(engine, ObservableEngine) else None
         under_way = None if state is None else state.taken_on
-        if under_way and meter.num_live >= _FULL_PART * under_way:
-            return True
-        return meter.most_live > 0 and time.perf_counter() - meter.rose_s >= quiet_s
+        if state is not None and under_way and meter.num_live >= _FULL_PART * under_way:
+            # Those that wait may yet be taken on, by an engine that deals requests to itself.
+            waiting = state.waiting_sequences or 0
+            return waiting <= (1 - _FULL_PART) * under_way or self._is_quiet(quiet_s)
+        return self._is_quiet(quiet_s)
+
+    def _is_quiet(self, quiet_s: float) -> bool:
+        """No more sequences than before have lived for so long."""
+        meter = self._meter
+        return meter.num_live > 0 and time.perf_counter() - meter.rose_s >= quiet_s
 
     def _watch(self, seconds: float) -> bool:
         """Cut the time into slices until it is over, or all is answered: True then."""
@@ -333,14 +323,3 @@ class Probe:
                 context_tokens=after.context - before.context,
             )
         )
-
-
-def _rate(slices: Sequence[Slice]) -> float:
-    seconds = sum(one.seconds for one in slices)
-    return sum(one.tokens for one in slices) / seconds if seconds else 0.0
-
-
-def _error_of_mean(rates: Sequence[float]) -> float:
-    if len(rates) < _FEWEST_BLOCKS:
-        return statistics.fmean(rates) * _ERROR_OF_FEW
-    return statistics.stdev(rates) / math.sqrt(len(rates))

@@ -80,10 +80,11 @@ class Meter:
         self.num_whole = 0
         self.num_tokens = 0
         self.most_live = 0
+        # Most that lived since `rise_anew`, and when they became so many.
+        self._peak = 0
         self.rose_s = self._told.moment_s
         self._rose_steps = 0.0
         self.is_limited = False
-        self.most_open = 0
         # By the ids that requests came with.
         self.output_lens: dict[int, int] = {}
         self._own_ids: dict[int, int] = {}
@@ -93,6 +94,12 @@ class Meter:
     @property
     def num_live(self) -> int:
         return len(self._live)
+
+    @property
+    def context(self) -> float:
+        """Tokens of all live sequences, those of their prompts included."""
+        with self._lock:
+            return self._live_prompts + len(self._live) * self._steps - self._live_begun
 
     @property
     def open_ids(self) -> list[int]:
@@ -116,7 +123,6 @@ class Meter:
                     sent.request_id: request.request_id
                     for sent, request in zip(batch, requests, strict=True)
                 }
-            self.most_open = max(self.most_open, len(self._open))
             self.idle.clear()
         self._engine.submit(batch, self)
 
@@ -141,6 +147,12 @@ class Meter:
         """A request for a token, of the shortest prompt."""
         shortest = min(self._requests, key=lambda one: len(one.token_ids))
         self.send([_cut(shortest, 1)], are_whole=False)
+
+    def rise_anew(self) -> None:
+        """From now on it is looked for how many live at most, and since when."""
+        with self._lock:
+            self._peak, self.rose_s = len(self._live), time.perf_counter()
+            self._rose_steps = self._steps
 
     def begin(self) -> Mark:
         """Nothing is under way: the work of the next step begins now."""
@@ -244,8 +256,9 @@ class Meter:
             self._live_begun += self._steps
             self._live_prompts += self._open[request_id]
             self._step_live = max(self._step_live, len(self._live))
-            if len(self._live) > self.most_live:
-                self.most_live, self.rose_s = len(self._live), time.perf_counter()
+            self.most_live = max(self.most_live, len(self._live))
+            if len(self._live) > self._peak:
+                self._peak, self.rose_s = len(self._live), time.perf_counter()
                 self._rose_steps = self._steps
             self._begun_tokens += self._open[request_id]
 

@@ -12,6 +12,7 @@ performance test measures its own engine before LoadGen starts, so the model is 
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ __all__ = [
     "examine",
     "in_flight",
     "measure",
+    "own_len",
     "size",
     "tokens_per_sample",
 ]
@@ -124,7 +126,7 @@ def measure(
         streams.set_streaming(True)
     try:
         found = probe.hold(
-            in_flight=_useful(config, in_flight(config, engine)),
+            in_flight=min(in_flight(config, engine), own_len(config) or sys.maxsize),
             seconds=seconds,
             tokens_per_sample=tokens_per_sample(config),
         )
@@ -135,11 +137,10 @@ def measure(
     return found
 
 
-def _useful(config: RunConfig, full: int) -> int:
-    """No more in flight than the run has samples, where its count is its length."""
-    if config.loadgen.min_duration_ms > 0:
-        return full
-    return min(full, query_len(config.loadgen, 1.0))
+def own_len(config: RunConfig) -> int | None:
+    """The samples of a run that is as long as their count: more are never in flight in it, so they
+    are not in a measurement either. None where the run lasts as long as a duration."""
+    return None if config.loadgen.min_duration_ms > 0 else query_len(config.loadgen, 1.0)
 
 
 def size(config: RunConfig, found: ProbeResult) -> tuple[RunConfig, str]:

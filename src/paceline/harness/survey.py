@@ -19,6 +19,7 @@ import numpy as np
 from paceline import engines
 from paceline.config import RunConfig
 from paceline.engines import pace
+from paceline.engines.pace import Slice
 from paceline.engines.probe import Probe, ProbeResult
 from paceline.harness import preflight
 from paceline.harness.query_size import query_len
@@ -35,10 +36,9 @@ _FIRST_PART, _FEW_PART, _RAMP_PART = 0.05, 0.2, 0.25
 _WHOLE_PART, _WHOLE_PART_KEPT = 0.9, 0.6
 # Of all the time: what is kept for many sequences until every test was measured whole.
 _HOLD_PART = 0.4
-_FEW = 8
+_FEW, _LEAST_S = 8, 1.0
 # From so many on of those that a step's room for prompts lets live, it is what limits them.
 _FILLED_PART = 0.75
-_LEAST_S = 1.0
 # A query is long that lasts as long as MLPerf's shortest.
 _LONG_S = 600.0
 # What a model is off by on an engine of known costs, which is never unsteady.
@@ -54,6 +54,7 @@ class Survey:
     held: ProbeResult | None
     held_unix_s: tuple[float, float] | None
     pace: pace.Pace
+    slices: Sequence[Slice]
     config: RunConfig
     sizing: str
     seconds: float
@@ -73,8 +74,7 @@ class _Surveyor:
     ) -> None:
         self._config = config
         self._engine = engine
-        requests = samples.requests(range(len(samples.prompts)))
-        self._requests = requests
+        self._requests = requests = samples.requests(range(len(samples.prompts)))
         self._drawn = drawn
         self._output_lens = samples.expected_lens
         self._start_s = time.perf_counter()
@@ -88,6 +88,7 @@ class _Surveyor:
         self._windows: dict[str, list[tuple[float, float]]] = {}
         self._full = preflight.in_flight(config, engine)
         self._step_tokens = getattr(config.engine_config, "step_tokens", None)
+        self._cache_tokens: int | None = None
 
     @property
     def left_s(self) -> float:
@@ -110,12 +111,23 @@ class _Surveyor:
             (len(self._requests[i].token_ids), seen.get(i, self._output_lens[i]))
             for i in self.indices(test)
         ]
+        return self._in_order(found)
+
+    def _in_order(self, lengths: list[tuple[int, int]]) -> list[tuple[int, int]]:
         if getattr(self._config.engine_config, "is_longest_first", False):
-            found.sort(key=lambda one: -one[0])
-        return found
+            lengths.sort(key=lambda one: -one[0])
+        return lengths
 
     def pace(self) -> pace.Pace:
-        return pace.fit(self.probe.slices, max_live=self._max_live(), step_tokens=self._step_tokens)
+        return pace.fit(self.probe.slices, **self._limits())
+
+    def _limits(self) -> dict[str, int | None]:
+        """What keeps sequences from living: places, room in a step, room in the cache."""
+        return {
+            "max_live": self._max_live(),
+            "step_tokens": self._step_tokens,
+            "cache_tokens": self._cache_tokens,
+        }
 
     def try_whole(self, test: str) -> None:
         """Measure the query of a test, where it is not too long for what is left of the time.
@@ -188,17 +200,14 @@ class _Surveyor:
             tokens_per_sample=self._mean_len(),
             is_bounded=not is_fresh,
         )
+        self._cache_tokens = self.probe.cache_tokens
         self.held = held if held.is_full and count == many else self._filled(held)
         self.held_unix_s = (start_s + held.ramp_s, time.time())
 
     def _filled(self, held: ProbeResult) -> ProbeResult:
         """The speed of an engine that has all that it can take on: of a query that is long."""
         pace, lengths = self.pace(), self.lengths("accuracy")
-        times = math.ceil(_LONG_S / pace.seconds(lengths))
-        longest_first = getattr(self._config.engine_config, "is_longest_first", False)
-        query = lengths * times
-        if longest_first:
-            query.sort(key=lambda one: -one[0])
+        query = self._in_order(lengths * math.ceil(_LONG_S / pace.seconds(lengths)))
         rate = len(query) / pace.seconds(query)
         mean = float(np.mean([output_len for _, output_len in lengths]))
         return dataclasses.replace(
@@ -256,8 +265,7 @@ class _Surveyor:
 
     def _error_of_model(self, lengths: Sequence[tuple[int, int]]) -> float:
         slices, fitted = self.probe.slices, self.pace()
-        limits = {"max_live": fitted.max_live, "step_tokens": fitted.step_tokens}
-        spread = pace.spread(slices, lengths, **limits)
+        spread = pace.spread(slices, lengths, **self._limits())
         own = pace.noise_s(slices, fitted) / fitted.seconds(lengths)
         return math.sqrt(spread**2 + own + _MODEL_ERROR**2)
 
@@ -322,6 +330,7 @@ def survey(
         held=found.held,
         held_unix_s=found.held_unix_s,
         pace=found.pace(),
+        slices=found.probe.slices,
         config=found.config,
         sizing=words,
         seconds=seconds - found.left_s,

@@ -104,6 +104,7 @@ class _Child:
                 "held": found.held and dataclasses.asdict(found.held),
                 "held_unix_s": found.held_unix_s,
                 "pace": dataclasses.asdict(found.pace),
+                "slices": [dataclasses.asdict(one) for one in found.slices],
                 "sizing": found.sizing,
                 "target_qps": found.config.loadgen.target_qps,
                 "seconds": round(found.seconds, 1),

@@ -66,6 +66,7 @@ def make_forecast(
         "num_loads": _num_loads(facts, tests),
         "speed": speed,
         "pace": surveyed["pace"],
+        "slices": surveyed["slices"],
         "tests": tests,
         "wall_s": _wall_s(config, facts, tests),
         "sizing": _sizing(config, speed, surveyed["sizing"]),

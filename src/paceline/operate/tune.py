@@ -21,6 +21,7 @@ from paceline import config as configs
 from paceline.config import RunConfig, Setting
 from paceline.engines.knobs import Knob, answer_settings
 from paceline.errors import EngineError, InputError
+from paceline.harness import preflight
 from paceline.harness import resume as resume_benchmark
 from paceline.harness import run as run_benchmark
 from paceline.harness.trial import Job, Trial, crowding, run_trial
@@ -116,6 +117,11 @@ class _Search:
             f"{self._study.size:,} settings of {names}, {self._plan.trial_s:g} s a trial; what was "
             f"stopped goes on by: paceline tune --resume {self._plan.out}"
         )
+        if (own_len := preflight.own_len(self._base)) is not None:
+            self._note(
+                f"the run has {own_len:,} samples (loadgen.min_query_count), so no more are in "
+                "flight in a trial: settings for more at once are all alike to it"
+            )
         if self._resumed:
             self._note(f"{self._resumed} trials were made before and are kept")
         if self._study.num_interrupted:
