@@ -198,7 +198,7 @@ class _Surveyor:
             in_flight=count,
             seconds=seconds,
             tokens_per_sample=self._mean_len(),
-            is_bounded=not is_fresh,
+            is_bounded=True,
         )
         self._cache_tokens = self.probe.cache_tokens
         self.held = held if held.is_full and count == many else self._filled(held)
