@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paceline.engines.pace import Pace, Slice, fit, noise_s, spread
+from paceline.engines.pace import Pace, Slice, before, fit, noise_s, spread
 
 COSTS = st.floats(min_value=1e-4, max_value=1e-1)
 
@@ -51,6 +51,31 @@ def test_the_cost_of_contexts_is_found_and_played() -> None:
     steps_s = 4 * 0.01 + (2 + 2 + 2 + 1) * 1e-3
     context_s = ((5 + 9) + (6 + 10) + 11) * 1e-5
     assert known.seconds([(5, 3), (9, 4)]) == pytest.approx(steps_s + context_s)
+
+
+def test_long_prompts_cost_more_than_their_length() -> None:
+    known = Pace(
+        step_s=0.01,
+        token_s=1e-3,
+        prompt_token_s=1e-4,
+        max_live=None,
+        prompt_context_token_s=1e-6,
+    )
+    seen = [
+        Slice(
+            seconds=0,
+            tokens=100,
+            prompt_tokens=count * prompt_len,
+            steps=steps,
+            prompt_context_tokens=count * before(prompt_len),
+        )
+        for count, prompt_len, steps in ((9, 20, 7), (5, 900, 5), (9, 300, 20), (2, 600, 9)) * 3
+    ]
+    found = fit([replace(one, seconds=known.slice_s(one)) for one in seen], max_live=None)
+    assert found.prompt_context_token_s == pytest.approx(1e-6, rel=1e-3)
+    assert found.prompt_token_s == pytest.approx(1e-4, rel=1e-3)
+    alone_s = known.seconds([(900, 1)]) - known.seconds([(450, 1)])
+    assert alone_s == pytest.approx(450 * 1e-4 + (900 * 899 - 450 * 449) / 2 * 1e-6)
 
 
 def test_prompts_wait_for_room_in_the_cache() -> None:

@@ -4,9 +4,10 @@ A step makes one token of every live sequence. Its cost is taken as
 
     step_s + token_s x live sequences + context_token_s x tokens of their contexts
            + prompt_token_s x prompt tokens that begin in it
+           + prompt_context_token_s x tokens before each of those in its prompt
 
 which holds for continuous batching wherever reading the weights, the work of a token, reading the
-keys and values before it and the work of a prompt add up. `fit` finds the four costs, none of them
+keys and values before it and the work of a prompt add up. `fit` finds the costs, none of them
 negative, from slices of time with different numbers of live sequences; `Pace.seconds` plays a query
 through them. Its contexts are longer than those of a short measurement, whose answers have not got
 far; and at its end few sequences are left, with steps nearly as long as before. Where the tokens
@@ -26,11 +27,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Pace", "Slice", "fit", "noise_s", "spread"]
+__all__ = ["Pace", "Slice", "before", "fit", "noise_s", "spread"]
 
 _BLOCKS = 8
-# The part of what is left unexplained that has to remain once contexts are reckoned with.
-_EXPLAINED = 0.8
+# Of the columns of a fit, those that are always there, and others that may be.
+_ALWAYS, _EXTRA, _ENOUGH_F = 3, ((), (3,), (4,), (3, 4)), 4.0
 _SHORTEST_S = 1e-6
 
 
@@ -45,13 +46,15 @@ class _Prompt(NamedTuple):
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Slice:
     """What an engine did in a slice of time: tokens made, prompt tokens of sequences that began,
-    the steps that it took, and the tokens that stood before each token made, summed over them."""
+    the steps that it took, and the tokens that stood before each token made, and before each token
+    of those prompts, summed over them."""
 
     seconds: float
     tokens: float
     prompt_tokens: float
     steps: float
     context_tokens: float = 0.0
+    prompt_context_tokens: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,6 +68,7 @@ class Pace:
     max_live: int | None
     step_tokens: int | None = None
     context_token_s: float = 0.0
+    prompt_context_token_s: float = 0.0
     cache_tokens: int | None = None
 
     def seconds(self, lengths: Sequence[tuple[int, int]]) -> float:
@@ -84,6 +88,7 @@ class Pace:
             now_s += self.context_token_s * (context * count + grown * (count - 1) / 2)
             steps, context = steps + count, context + grown
             for prompt_len, output_len in begun:  # the step of a prompt makes the first token
+                now_s += self.prompt_context_token_s * before(prompt_len)
                 heapq.heappush(ends, (steps + output_len - 1, prompt_len + output_len - 1))
                 context += prompt_len
             while ends and ends[0][0] <= steps:
@@ -92,8 +97,10 @@ class Pace:
 
     def slice_s(self, one: Slice) -> float:
         """How long the work of a slice takes."""
-        work_s = self.token_s * one.tokens + self.prompt_token_s * one.prompt_tokens
-        return self.step_s * one.steps + work_s + self.context_token_s * one.context_tokens
+        prompts_s = self.prompt_token_s * one.prompt_tokens
+        prompts_s += self.prompt_context_token_s * one.prompt_context_tokens
+        tokens_s = self.token_s * one.tokens + self.context_token_s * one.context_tokens
+        return self.step_s * one.steps + tokens_s + prompts_s
 
     def _step_s(self, tokens: int) -> float:
         return self.step_s + self.token_s * tokens
@@ -125,9 +132,19 @@ class Pace:
     def tokens_per_second(self, live: float, *, prompt_len: float, output_len: float) -> float:
         """The steady pace with so many sequences live, each that ends replaced by another."""
         context_s = self.context_token_s * (prompt_len + output_len / 2)
-        prompt_s = self.prompt_token_s * prompt_len / output_len
-        step_s = self.step_s + live * (self.token_s + context_s + prompt_s)
+        prompt_s = self.prompt_token_s * prompt_len
+        prompt_s += self.prompt_context_token_s * before(prompt_len)
+        step_s = self.step_s + live * (self.token_s + context_s + prompt_s / output_len)
         return live / step_s if step_s else float("inf")
+
+
+def _contexts(one: Slice) -> tuple[float, float]:
+    return one.context_tokens, one.prompt_context_tokens
+
+
+def before(prompt_len: float) -> float:
+    """How many tokens stand before each token of a prompt, summed over them."""
+    return prompt_len * (prompt_len - 1) / 2
 
 
 def fit(
@@ -140,26 +157,31 @@ def fit(
     """The costs that explain the slices best. Slices in which nothing happened count as well.
 
     Costs that cannot be told apart, as those of slices with equally many sequences, go to the
-    step first, then to the token: a step that is long even for one sequence is the rule. Contexts
-    cost something only where much of what the slices took is explained by nothing else: their cost
-    is carried on to contexts that were not seen. What makes a slice longer or shorter grows with
-    the root of its length, as sums do, and slices count by that.
+    step first, then to the token: a step that is long even for one sequence is the rule. What
+    stands before a token costs something only where that explains more of what the slices took than
+    chance would (an F of 4): the cost is carried on to contexts that were not seen. What makes a
+    slice longer or shorter grows with the root of its length, as sums do, and slices count by that.
     """
     seconds = np.array([one.seconds for one in slices])
     columns = np.array(
-        [[one.steps, one.tokens, one.prompt_tokens, one.context_tokens] for one in slices]
+        [(one.steps, one.tokens, one.prompt_tokens, *_contexts(one)) for one in slices]
     )
     weights = 1 / np.sqrt(np.maximum(seconds, _SHORTEST_S))
     columns, seconds = columns * weights[:, None], seconds * weights
-    costs = _non_negative(columns, seconds)
-    without = np.append(_non_negative(columns[:, :3], seconds), 0.0)
-    if _left_over(columns, without, seconds) * _EXPLAINED < _left_over(columns, costs, seconds):
-        costs = without
+    penalty = 1 + _ENOUGH_F / max(1, len(slices) - columns.shape[1])
+    costs, least = np.zeros(columns.shape[1]), math.inf
+    for extra in _EXTRA:
+        kept = columns * [place < _ALWAYS or place in extra for place in range(columns.shape[1])]
+        found = _non_negative(kept, seconds)
+        left_over = _left_over(kept, found, seconds) * penalty ** len(extra)
+        if left_over < least:
+            costs, least = found, left_over
     return Pace(
         step_s=float(costs[0]),
         token_s=float(costs[1]),
         prompt_token_s=float(costs[2]),
         context_token_s=float(costs[3]),
+        prompt_context_token_s=float(costs[4]),
         max_live=max_live,
         step_tokens=step_tokens,
         cache_tokens=cache_tokens,

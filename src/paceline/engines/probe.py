@@ -321,5 +321,6 @@ class Probe:
                 prompt_tokens=after.begun_tokens - before.begun_tokens,
                 steps=after.steps - before.steps,
                 context_tokens=after.context - before.context,
+                prompt_context_tokens=after.begun_context - before.begun_context,
             )
         )

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from paceline.engines import Completion, Engine, Request
+from paceline.engines.pace import before
 from paceline.errors import PacelineError
 
 __all__ = ["Mark", "Meter"]
@@ -36,7 +37,7 @@ _GOLDEN = (5**0.5 - 1) / 2
 @dataclass(frozen=True, slots=True)
 class Mark:
     """Counts at a moment: tokens made, prompt tokens of sequences that began, steps, and the tokens
-    that stood before each token made, summed over them.
+    that stood before each token made and before each token of those prompts, summed over them.
 
     A step makes one token of every live sequence, so a token is one step divided by these. Of an
     engine that steps by itself that counts its steps; of servers that stream it counts rounds.
@@ -47,6 +48,7 @@ class Mark:
     begun_tokens: int = 0
     steps: float = 0.0
     context: float = 0.0
+    begun_context: float = 0.0
 
 
 class Meter:
@@ -68,7 +70,7 @@ class Meter:
         # Most that lived in the step that is being told of.
         self._step_live = 0
         self._made = 0
-        self._begun_tokens = 0
+        self._begun_tokens, self._begun_context = 0, 0.0
         self._steps = 0.0
         self._context = 0.0
         # As of the last time that anything was told, and of the last time before a pause.
@@ -240,7 +242,14 @@ class Meter:
     def _tell(self) -> None:
         """It was told. The lock is held."""
         now_s = time.perf_counter()
-        self._told = Mark(now_s, self._made, self._begun_tokens, self._steps, self._context)
+        self._told = Mark(
+            now_s,
+            self._made,
+            self._begun_tokens,
+            self._steps,
+            self._context,
+            self._begun_context,
+        )
 
     def _look_for_places(self) -> None:
         """The lock is held."""
@@ -261,6 +270,7 @@ class Meter:
                 self._peak, self.rose_s = len(self._live), time.perf_counter()
                 self._rose_steps = self._steps
             self._begun_tokens += self._open[request_id]
+            self._begun_context += before(self._open[request_id])
 
 
 def _cut(request: Request, most: int) -> Request:
