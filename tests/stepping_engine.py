@@ -52,6 +52,8 @@ class SteppingEngine:
         self._waiting: deque[_Sequence] = deque()
         self._live: list[_Sequence] = []
         self._closing = False
+        # Most that were in flight at once.
+        self.most = 0
         self.seconds = 0.0
         # By how much steps ended later than they take.
         self.late_s = 0.0
@@ -65,6 +67,7 @@ class SteppingEngine:
             for one in sorted(requests, key=lambda request: -len(request.token_ids)):
                 length = min(self._output_lens[one.token_ids.tobytes()], one.max_new_tokens)
                 self._waiting.append(_Sequence(one, sink, length, len(one.token_ids)))
+            self.most = max(self.most, len(self._waiting) + len(self._live))
             self._changed.notify_all()
 
     def cancel(self, request_ids: Sequence[int]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -12,6 +13,7 @@ from paceline.config import RunConfig
 from paceline.engines import Completion, Request
 from paceline.engines.pace import before
 from paceline.errors import PacelineError
+from paceline.harness import preflight
 from paceline.harness.samples import Samples, read_samples
 from paceline.harness.survey import Survey, survey
 from stepping_engine import Costs, SteppingEngine
@@ -134,3 +136,24 @@ def test_contexts_that_grow_beyond_what_was_measured_are_reckoned_with() -> None
     assert test["how"] == "modelled"
     assert test["seconds"] == pytest.approx(took_s, rel=0.05)
     assert found.pace.context_token_s == pytest.approx(costs.context_s, rel=0.3)
+
+
+def test_a_closed_loop_has_no_more_in_flight_than_steps_have_room_for() -> None:
+    """Steps of 512 tokens never get to 1,024 places; the longest prompts of 1,280 would come first,
+    and what is measured would be them."""
+    run, _ = demo()
+    samples, costs = long_answers(), replace(SLOW_STEPS, budget=512)
+    native = replace(run.engine_config, max_step_tokens=512, max_live_sequences=1024)
+    lens = zip(samples.prompts, samples.expected_lens, strict=True)
+    engine = SteppingEngine(costs, {prompt.tobytes(): length for prompt, length in lens})
+    loadgen = replace(run.loadgen, min_duration_ms=600_000)
+    run = replace(run, engine_config=native, loadgen=loadgen)
+    engine.start()
+    found = preflight.measure(run, engine, samples, seconds=3.0)
+    engine.close()
+    live = preflight.steady_live(512, samples)
+    assert engine.most == math.ceil(1.25 * live)
+    # As many tokens in each step as live, which takes as long as it takes.
+    prompts = 512 - live
+    step_s = costs.step_s + costs.token_s * live + costs.prompt_s * prompts
+    assert found.tokens_per_second == pytest.approx(live / step_s, rel=0.15)

@@ -12,6 +12,7 @@ performance test measures its own engine before LoadGen starts, so the model is 
 from __future__ import annotations
 
 import dataclasses
+import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -34,6 +35,7 @@ __all__ = [
     "measure",
     "own_len",
     "size",
+    "steady_live",
     "tokens_per_sample",
 ]
 
@@ -41,6 +43,7 @@ Observer = Callable[[Mapping[str, Any]], None]
 
 _NUM_PROMPTS = 512
 _IN_FLIGHT = 256
+_MORE_THAN_LIVE = 1.25
 _NUM_SLICES = 24
 # LoadGen and the harness keep some hundred bytes of each sample of a query.
 _MOST_SAMPLES = 20_000_000
@@ -126,7 +129,7 @@ def measure(
         streams.set_streaming(True)
     try:
         found = probe.hold(
-            in_flight=min(in_flight(config, engine), own_len(config) or sys.maxsize),
+            in_flight=_useful(config, engine, samples),
             seconds=seconds,
             tokens_per_sample=tokens_per_sample(config),
         )
@@ -135,6 +138,24 @@ def measure(
         if streams is not None:
             streams.set_streaming(None)
     return found
+
+
+def steady_live(step_tokens: int, samples: Samples) -> float:
+    """How many sequences live where each step is filled with them and with the prompts of those
+    that follow the ones which end."""
+    prompt_len = float(np.mean([len(prompt) for prompt in samples.prompts]))
+    output_len = float(np.mean(samples.expected_lens))
+    return step_tokens * output_len / (prompt_len + output_len)
+
+
+def _useful(config: RunConfig, engine: engines.Engine, samples: Samples) -> int:
+    """Requests in flight that make a difference: an engine that takes the longest prompts first
+    would work through the longest of all the others before it comes to a steady state."""
+    found = min(in_flight(config, engine), own_len(config) or sys.maxsize)
+    step_tokens: int | None = getattr(config.engine_config, "step_tokens", None)
+    if step_tokens is None:
+        return found
+    return min(found, math.ceil(_MORE_THAN_LIVE * steady_live(step_tokens, samples)))
 
 
 def own_len(config: RunConfig) -> int | None:

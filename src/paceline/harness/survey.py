@@ -75,7 +75,7 @@ class _Surveyor:
         self._config = config
         self._engine = engine
         self._requests = requests = samples.requests(range(len(samples.prompts)))
-        self._drawn = drawn
+        self._samples, self._drawn = samples, drawn
         self._output_lens = samples.expected_lens
         self._start_s = time.perf_counter()
         self._seconds = seconds
@@ -282,10 +282,7 @@ class _Surveyor:
         if places is None:
             return None
         if self._step_tokens is not None:
-            prompt_len = float(np.mean([len(one.token_ids) for one in self._requests]))
-            output_len = float(np.mean(self._output_lens))
-            # So many live where each step is filled with the prompts of those that follow.
-            filled = self._step_tokens * output_len / (prompt_len + output_len)
+            filled = preflight.steady_live(self._step_tokens, self._samples)
             if places > _FILLED_PART * filled:
                 return None
         return places
