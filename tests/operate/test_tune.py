@@ -286,6 +286,13 @@ def test_a_steady_gain_is_better_and_a_shaky_one_is_not() -> None:
     assert judged((100, 130), (100, 80), (100, 125))["num_faster"] == 2
 
 
+def test_what_a_clock_makes_is_no_gain() -> None:
+    """Faster in three of three pairs by 0.005 %, as the fake engine's were."""
+    ticks = judged((2000.0, 2000.1), (2000.02, 2000.11), (2000.01, 2000.12))
+    assert ticks["gain_low"] > 0
+    assert not ticks["is_better"]
+
+
 def test_one_pair_or_a_failed_one_proves_nothing() -> None:
     assert not judged((100, 200))["is_better"]
     assert not judged((100, 200), (100, 0), (100, 210))["is_better"]

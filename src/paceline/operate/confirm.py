@@ -14,6 +14,9 @@ from typing import Any
 
 __all__ = ["judge_pairs"]
 
+# A clock's ticks make as much between two measurements of the same engine, time after time.
+_LEAST_GAIN = 1e-3
+
 # The 97.5th percentile of Student's distribution by degrees of freedom, from 1 on.
 _STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201)
 
@@ -46,5 +49,5 @@ def _judged(
         "gain": gain,
         "gain_low": low,
         "gain_high": high,
-        "is_better": low is not None and low > 0,
+        "is_better": low is not None and low > _LEAST_GAIN,
     }
