@@ -157,3 +157,24 @@ def test_a_closed_loop_has_no_more_in_flight_than_steps_have_room_for() -> None:
     prompts = 512 - live
     step_s = costs.step_s + costs.token_s * live + costs.prompt_s * prompts
     assert found.tokens_per_second == pytest.approx(live / step_s, rel=0.15)
+
+
+def test_the_speed_of_an_engine_that_a_minute_does_not_fill_is_modelled() -> None:
+    """Answers take 40 times the 3 s that there are; the query's steps come to be full of them."""
+    run, _ = demo()
+    samples = replace(long_answers(), expected_lens=[3000] * 96, max_new_tokens=4096)
+    costs = Costs(step_s=0.04, token_s=0.00005, prompt_s=0.0001, budget=256, max_live=1024)
+    lens = zip(samples.prompts, samples.expected_lens, strict=True)
+    by_prompt = {prompt.tobytes(): length for prompt, length in lens}
+    loadgen = replace(run.loadgen, performance_samples=96, min_query_count=960)
+    native = replace(run.engine_config, max_step_tokens=256)
+    run = replace(run, mode="performance", loadgen=loadgen, engine_config=native)
+    engine = SteppingEngine(costs, by_prompt)
+    engine.start()
+    found = survey(run, engine, samples, drawn=list(range(96)), seconds=3.0, full=lambda: None)
+    engine.close()
+    assert found.held is not None
+    assert found.held.is_modelled
+    live = preflight.steady_live(256, samples)
+    step_s = costs.step_s + costs.token_s * live + costs.prompt_s * (256 - live)
+    assert found.held.tokens_per_second == pytest.approx(live / step_s, rel=0.1)

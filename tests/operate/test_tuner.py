@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from paceline.engines.native_settings import NativeConfig
-from paceline.engines.pace import Pace
 from paceline.operate.final import run_final
 from paceline.operate.tuner import Study, Tried
 
@@ -25,9 +24,9 @@ def surface(values: Mapping[str, Any]) -> float:
         return 0.0
     # Prompts wait for room in a step; long steps keep the running answers waiting.
     fed = min(live, budget / 4)
-    pace = Pace(step_s=0.03, token_s=1e-4, prompt_token_s=2e-6 + 1e-9 * budget, max_live=None)
+    step_s = 0.03 + fed * (1e-4 + (2e-6 + 1e-9 * budget) * 290 / 294)
     paged = 1 - 0.02 * abs(values["page_len"] - 32) / 16
-    return paged * pace.tokens_per_second(fed, prompt_len=290, output_len=294)
+    return float(paged * fed / step_s)
 
 
 def search(path: Path, seed: int, num_trials: int) -> list[Tried]:

@@ -129,14 +129,6 @@ class Pace:
             begun.append((one.prompt_len, one.output_len))
         return begun, taken
 
-    def tokens_per_second(self, live: float, *, prompt_len: float, output_len: float) -> float:
-        """The steady pace with so many sequences live, each that ends replaced by another."""
-        context_s = self.context_token_s * (prompt_len + output_len / 2)
-        prompt_s = self.prompt_token_s * prompt_len
-        prompt_s += self.prompt_context_token_s * before(prompt_len)
-        step_s = self.step_s + live * (self.token_s + context_s + prompt_s / output_len)
-        return live / step_s if step_s else float("inf")
-
 
 def _contexts(one: Slice) -> tuple[float, float]:
     return one.context_tokens, one.prompt_context_tokens

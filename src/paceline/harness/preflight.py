@@ -171,8 +171,9 @@ def size(config: RunConfig, found: ProbeResult) -> tuple[RunConfig, str]:
     """
     target_qps = stated_qps(config.loadgen, found.high_samples_per_second)
     num_samples = query_len(config.loadgen, target_qps)
-    said = f"measured {found.samples_per_second:.4g} samples/s"
-    if not found.is_full:
+    how = "modelled" if found.is_modelled else "measured"
+    said = f"{how} {found.samples_per_second:.4g} samples/s"
+    if not found.is_full and not found.is_modelled:
         said += f" with the engine not yet full after {found.ramp_s:.0f} s"
     if num_samples > _MOST_SAMPLES:
         least_s = config.loadgen.min_duration_ms / 1000

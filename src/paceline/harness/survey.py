@@ -39,8 +39,8 @@ _HOLD_PART = 0.4
 _FEW, _LEAST_S = 8, 1.0
 # From so many on of those that a step's room for prompts lets live, it is what limits them.
 _FILLED_PART = 0.75
-# A query is long that lasts as long as MLPerf's shortest.
-_LONG_S = 600.0
+# A query is long that lasts as long as MLPerf's shortest, or has so many samples.
+_LONG_S, _LONG_SAMPLES = 600.0, 100_000
 # What a model is off by on an engine of known costs, which is never unsteady.
 _MODEL_ERROR = 0.015
 
@@ -207,7 +207,8 @@ class _Surveyor:
     def _filled(self, held: ProbeResult) -> ProbeResult:
         """The speed of an engine that has all that it can take on: of a query that is long."""
         pace, lengths = self.pace(), self.lengths("accuracy")
-        query = self._in_order(lengths * math.ceil(_LONG_S / pace.seconds(lengths)))
+        times = min(_LONG_S / pace.seconds(lengths), _LONG_SAMPLES / len(lengths))
+        query = self._in_order(lengths * math.ceil(times))
         rate = len(query) / pace.seconds(query)
         mean = float(np.mean([output_len for _, output_len in lengths]))
         return dataclasses.replace(

@@ -118,7 +118,7 @@ def _at_a_rate(config: RunConfig) -> dict[str, dict[str, Any]]:
 def _speed(tests: Mapping[str, Mapping[str, Any]], held: ProbeResult | None) -> dict[str, Any]:
     """Of the performance run, its start and end included, where there is one; else when full."""
     unsure = ""
-    if held is not None and not held.is_full:
+    if held is not None and not held.is_full and not held.is_modelled:
         unsure = f"; the engine was not yet full after {held.ramp_s:.0f} s: give more --seconds"
     of_run = tests.get("performance") or tests.get("accuracy") or {}
     if "tokens_per_second" in of_run:
