@@ -1,10 +1,10 @@
 """An engine of known costs: continuous batching with prompts in chunks, which sleeps for its steps.
 
-A step takes `step_s`, `token_s` for each running sequence, `context_s` for each token that stands
-before it in its sequence, and `prompt_s` for each prompt token. It has room for `budget` tokens, of
-which the running sequences come first, and no more than `max_live` sequences are under way. Tokens
-are told when their step ends. With `clock` 0 nothing sleeps and `seconds` alone is counted: how
-long a query takes by definition.
+A step takes `step_s`, `token_s` for each token that it makes, `context_s` for each token before one
+that a running sequence makes, and `prompt_s` for each prompt token. It has room for `budget`
+tokens, of which the running sequences come first, and no more than `max_live` sequences are under
+way. Tokens are told when their step ends. With `clock` 0 nothing sleeps and `seconds` alone is
+counted: how long a query takes by definition.
 """
 
 from __future__ import annotations
@@ -114,7 +114,6 @@ class SteppingEngine:
         costs = self._costs
         making = [one for one in self._live if not one.prompt_left]
         room, prompts = costs.budget - len(making), 0
-        num_decodes = len(making)
         context = sum(len(one.request.token_ids) + one.made for one in making)
         while self._waiting and len(self._live) < costs.max_live and room > prompts:
             self._live.append(self._waiting.popleft())
@@ -128,8 +127,8 @@ class SteppingEngine:
                 prompts += taken
                 if not one.prompt_left:
                     making.append(one)
-        running_s = costs.token_s * num_decodes + costs.context_s * context
-        return making, costs.step_s + running_s + costs.prompt_s * prompts
+        tokens_s = costs.token_s * len(making) + costs.context_s * context
+        return making, costs.step_s + tokens_s + costs.prompt_s * prompts
 
     def _tell(self, planned: Sequence[_Sequence]) -> None:
         with self._changed:

@@ -91,7 +91,8 @@ def measured(run: RunConfig, costs: Costs, samples: Samples, *, times: int) -> t
     drawn = list(range(96))
     query = [samples.request(i, j) for i, j in enumerate(drawn * times)]
     loadgen = replace(run.loadgen, performance_samples=96, min_query_count=len(query))
-    native = replace(run.engine_config, max_step_tokens=costs.budget)
+    limits = {"max_step_tokens": costs.budget, "max_live_sequences": costs.max_live}
+    native = replace(run.engine_config, **limits)
     run = replace(run, mode="performance", loadgen=loadgen, engine_config=native)
     for _ in range(_TRIES):
         engine = SteppingEngine(costs, by_prompt)

@@ -25,9 +25,9 @@ __all__ = ["Mark", "Meter"]
 
 # What is told within so short a time is told of one step.
 _QUIET_S = 0.002
-# Where so many steps let no further sequence live, though one waits that was sent before them,
-# there are no more places.
-_FULL_STEPS = 8
+# Where so many steps let no further sequence live, and one waits for more of them than it takes to
+# be seen and to have a prompt computed, there are no more places.
+_FULL_STEPS, _WAITED_STEPS = 8, 3
 # Requests of a probe have ids of their own: a run's begin at 0.
 _FIRST_ID = 1 << 40
 # Its multiples fill the unit evenly, whichever part of them is taken.
@@ -253,10 +253,10 @@ class Meter:
 
     def _look_for_places(self) -> None:
         """The lock is held."""
-        before = self._steps - _FULL_STEPS
-        if not self.is_limited and self._rose_steps <= before and len(self._open) > len(self._live):
+        is_steady = self._peak > 0 and self._steps - self._rose_steps >= _FULL_STEPS
+        if is_steady and not self.is_limited and len(self._open) > len(self._live):
             waiting = next(one for one in self._open if one not in self._live)
-            self.is_limited = bool(self._live) and self._sent_steps[waiting] <= before
+            self.is_limited = self._steps - self._sent_steps[waiting] >= _WAITED_STEPS
 
     def _begin(self, request_id: int) -> None:
         """A sequence lives. The lock is held."""

@@ -274,12 +274,11 @@ class _Surveyor:
         return float(np.mean([length for _, length in self.lengths("accuracy")]))
 
     def _max_live(self) -> int | None:
-        """How many live at once, as the engine's settings or the probe know it, where places are
-        short and not room in the steps for their prompts."""
-        probe = self.probe
+        """How many live at once, as the engine's settings know it or else the probe, where places
+        are short and not room in the steps for their prompts."""
         places: int | None = getattr(self._config.engine_config, "places", None)
-        if probe.is_limited:
-            places = probe.max_live
+        if places is None and self.probe.is_limited:
+            places = self.probe.max_live
         if places is None:
             return None
         if self._step_tokens is not None:
