@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cards import finding
-from support import Paceline
+from support import Paceline, sets
 
 from paceline.config import demo_dataset
 from paceline.mlperf.dataset import load_dataset
@@ -193,3 +193,11 @@ def test_without_git_identity_the_two_commands_are_given(
     assert told["level"] == "warning"
     assert 'git config --global user.name "YOUR NAME"' in told["mend"]
     assert "user.email" in told["mend"]
+
+
+def test_random_weights_need_a_tokenizer_for_scores_only(quick: Paceline) -> None:
+    words = ("doctor", *sets("run.benchmark=llama2-70b-99", "engine.name=native"), "--json")
+    drawn = (*words, "--model", "random:llama2-70b")
+    for mode, level in (("performance", "ok"), ("all", "blocker")):
+        told = quick(*drawn, *sets(f"run.mode={mode}")).json["findings"]
+        assert next(one["level"] for one in told if one["name"] == "tokenizer") == level

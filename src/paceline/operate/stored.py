@@ -178,11 +178,10 @@ def _samples(asked: Asked) -> Finding | str:
 def _tokenizer(asked: Asked) -> list[Finding]:
     name, why = "tokenizer", "answers become text for the scores with it"
     place = Path(asked.tokenizer).expanduser() if asked.tokenizer != AUTO else model_place(asked)
-    if (
-        place is None
-        and asked.config.engine in ("endpoint", "fake")
-        and not asked.benchmark.is_mlperf
-    ):
+    if place is None and asked.has_random_weights and asked.config.mode == "performance":
+        return [fine(name, "none, and a performance test scores nothing", why=why)]
+    has_no_model = asked.has_random_weights or not asked.needs_model
+    if place is None and has_no_model and not asked.benchmark.is_mlperf:
         try:
             place = embedded_model()
         except PacelineError:
