@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cards import finding
-from support import Paceline, sets
+from support import Paceline
 
 from paceline.config import demo_dataset
 from paceline.mlperf.dataset import load_dataset
@@ -196,8 +196,8 @@ def test_without_git_identity_the_two_commands_are_given(
 
 
 def test_random_weights_need_a_tokenizer_for_scores_only(quick: Paceline) -> None:
-    words = ("doctor", *sets("run.benchmark=llama2-70b-99", "engine.name=native"), "--json")
-    drawn = (*words, "--model", "random:llama2-70b")
+    drawn = ("--engine", "native", "--model", "random:llama2-70b")
     for mode, level in (("performance", "ok"), ("all", "blocker")):
-        told = quick(*drawn, *sets(f"run.mode={mode}")).json["findings"]
+        words = ("--benchmark", "llama2-70b-99", "--set", f"run.mode={mode}")
+        told = quick(*drawn, *words).json["findings"]
         assert next(one["level"] for one in told if one["name"] == "tokenizer") == level
