@@ -239,7 +239,7 @@ class NativeEngine:
         """Step, with what comes meanwhile; tokens and results leave as they come."""
         while not engine.is_idle:
             self._forget(engine, cancelled)
-            num_steps, num_dropped = len(engine.records), engine.scheduler.num_dropped_tokens
+            num_steps = len(engine.records)
             results = engine.step()
             for request_id, token_id in engine.first_tokens:
                 sink = self._sinks.get(request_id)
@@ -250,9 +250,7 @@ class NativeEngine:
             if results:
                 self._deliver(results)
             if len(engine.records) > num_steps:
-                # What was sampled past an end is no token of an answer.
-                num_dropped -= engine.scheduler.num_dropped_tokens
-                self._report_step(engine.records[-1].num_sampled + num_dropped)
+                self._report_step(engine.records[-1].num_kept)
             self._top_up(engine)
         with self._changed:
             cancelled.clear()

@@ -38,12 +38,14 @@ __all__ = ["Engine", "EngineConfig", "StepRecord", "no_collections"]
 
 @dataclass(frozen=True, slots=True)
 class StepRecord:
-    """A finished step: when its ids came, what it held."""
+    """A finished step: when its ids came, what it held. `num_kept` of what it sampled are tokens of
+    answers; others lie past an end, which is seen a step late."""
 
     done_ns: int
     num_tokens: int
     num_decodes: int
     num_sampled: int
+    num_kept: int
     context_tokens: int
 
 
@@ -250,7 +252,9 @@ class Engine:
 
     def _take(self, plan: StepPlan, pending: PendingIds) -> list[GenResult]:
         token_ids = pending.wait(self._ranks.check if self._ranks is not None else _nothing)
+        num_dropped = self.scheduler.num_dropped_tokens
         results = self.scheduler.complete(plan, token_ids)
+        num_dropped = self.scheduler.num_dropped_tokens - num_dropped
         self.num_sampled_tokens += len(token_ids)
         self.records.append(
             StepRecord(
@@ -258,6 +262,7 @@ class Engine:
                 num_tokens=plan.num_tokens,
                 num_decodes=len(plan.decodes),
                 num_sampled=len(token_ids),
+                num_kept=len(token_ids) - num_dropped,
                 context_tokens=sum(item.start + 1 for item in plan.decodes),
             )
         )
