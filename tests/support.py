@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 
@@ -25,3 +28,18 @@ class Outcome:
 
 
 Paceline = Callable[..., Outcome]
+
+
+def program_in(folder: Path) -> Path:
+    """Make the program `paceline` of these tests in a folder of its own, for a PATH."""
+    program = folder / "paceline"
+    folder.mkdir(parents=True, exist_ok=True)
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m paceline "$@"\n')
+    program.chmod(0o755)
+    return program
+
+
+def session_of(document: str) -> list[str]:
+    """The lines that a document has its reader type, of its only console session."""
+    (session,) = re.findall(r"```console\n(.*?)```", document, re.DOTALL)
+    return [line.removeprefix("$ ") for line in session.splitlines()]

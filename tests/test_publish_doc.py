@@ -6,12 +6,12 @@ import json
 import os
 import re
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hub import IDENTITY, TOKEN, Hub, a_hub
+from support import program_in, session_of
 
 from paceline.report.workflows import workflow_files
 from paceline.submission.publish_token import git_header
@@ -20,11 +20,6 @@ DOCUMENT = (Path(__file__).parent.parent / "docs/publish.md").read_text()
 UPSTREAM, FORK = "contest/results", "team-a/results"
 
 Done = dict[str, subprocess.CompletedProcess[str]]
-
-
-def lines() -> list[str]:
-    (session,) = re.findall(r"```console\n(.*?)```", DOCUMENT, re.DOTALL)
-    return [line.removeprefix("$ ") for line in session.splitlines()]
 
 
 @pytest.fixture
@@ -39,10 +34,7 @@ def follow(
     hub: Hub, folder: Path, *, is_short: bool
 ) -> dict[str, subprocess.CompletedProcess[str]]:
     """Run every line in a shell; what each of paceline's verbs, by its line, came to."""
-    program = folder / "bin/paceline"
-    program.parent.mkdir(parents=True)
-    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m paceline "$@"\n')
-    program.chmod(0o755)
+    program = program_in(folder / "bin")
     environment = (
         os.environ
         | IDENTITY
@@ -58,7 +50,7 @@ def follow(
         }
     )
     done = {}
-    for line in lines():
+    for line in session_of(DOCUMENT):
         command = line
         if is_short:
             command = command.replace("synthetic syn", "synthetic syn --samples 400")
@@ -120,7 +112,8 @@ def test_the_documented_sequence_works_in_short(hub: Hub, tmp_path: Path) -> Non
 @pytest.mark.timeout(1800)
 def test_the_documented_sequence_works_as_it_stands(hub: Hub, tmp_path: Path) -> None:
     done = follow(hub, tmp_path, is_short=False)
-    assert {line: result.returncode for line, result in done.items()} == dict.fromkeys(lines(), 0)
+    codes = {line: result.returncode for line, result in done.items()}
+    assert codes == dict.fromkeys(session_of(DOCUMENT), 0)
     check_the_end(hub, tmp_path)
     (script,) = re.findall(
         r"run: \|\n(.*)\Z", workflow_files()[".github/workflows/check.yml"], re.S

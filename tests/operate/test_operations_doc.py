@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from support import program_in, session_of
 
 from paceline import config
 
@@ -38,21 +38,13 @@ SHORT = (
 )
 
 
-def lines() -> list[str]:
-    (session,) = re.findall(r"```console\n(.*?)```", DOCUMENT, re.DOTALL)
-    return [line.removeprefix("$ ") for line in session.splitlines()]
-
-
 # Ten processes, each of which loads PyTorch, on two cores beside other tests.
 @pytest.mark.timeout(300)
 def test_the_two_days_work_in_short(tmp_path: Path) -> None:
-    program = tmp_path / "bin/paceline"
-    program.parent.mkdir()
-    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m paceline "$@"\n')
-    program.chmod(0o755)
+    program, lines = program_in(tmp_path / "bin"), session_of(DOCUMENT)
     (tmp_path / "recipe.toml").write_text(RECIPE)
     script = ["set -u"]
-    for number, line in enumerate(lines()):
+    for number, line in enumerate(lines):
         for what, instead in SHORT:
             line = re.sub(what, instead, line)
         # One goes on beside the next.
@@ -72,8 +64,8 @@ def test_the_two_days_work_in_short(tmp_path: Path) -> None:
         },
     )
     codes = re.findall(r"^code (\d+) of (\d+)$", done.stdout, re.MULTILINE)
-    ended = {lines()[int(number)]: int(code) for code, number in codes}
-    assert len(ended) == len(lines()) - 1
+    ended = {lines[int(number)]: int(code) for code, number in codes}
+    assert len(ended) == len(lines) - 1
     power = next(line for line in ended if line.startswith("paceline power"))
     assert ended.pop(power) == 0 or "Nothing here tells watts" in done.stderr
     assert set(ended.values()) == {0}, f"{ended}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 from hub import IDENTITY, git
-from support import Paceline
+from support import Paceline, program_in
 
 from paceline.cli.annotations import annotation
 from paceline.errors import InputError
@@ -35,10 +35,7 @@ def run_step(
     text = workflow_files()[name]
     job = "check" if name == CHECK else "build"
     (script,) = [s["run"] for s in steps(text, job) if s.get("name") == step]
-    program = tmp_path / "bin/paceline"
-    program.parent.mkdir(exist_ok=True)
-    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m paceline "$@"\n')
-    program.chmod(0o755)
+    program = program_in(tmp_path / "bin")
     environment = os.environ | {
         "PATH": f"{program.parent}:{os.environ['PATH']}",
         "RUNNER_TEMP": str(tmp_path),
