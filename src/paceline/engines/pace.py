@@ -102,6 +102,11 @@ class Pace:
         tokens_s = self.token_s * one.tokens + self.context_token_s * one.context_tokens
         return self.step_s * one.steps + tokens_s + prompts_s
 
+    def prompt_s(self, prompt_len: int) -> float:
+        """What a prompt costs, without the steps that it is computed in."""
+        tokens_s = self.prompt_token_s * prompt_len
+        return tokens_s + self.prompt_context_token_s * before(prompt_len)
+
     def _step_s(self, tokens: int) -> float:
         return self.step_s + self.token_s * tokens
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -43,6 +42,7 @@ Observer = Callable[[Mapping[str, Any]], None]
 
 _NUM_PROMPTS = 512
 _IN_FLIGHT = 256
+# So that there is always one that waits.
 _MORE_THAN_LIVE = 1.25
 _NUM_SLICES = 24
 # LoadGen and the harness keep some hundred bytes of each sample of a query.
@@ -151,11 +151,12 @@ def steady_live(step_tokens: int, samples: Samples) -> float:
 def _useful(config: RunConfig, engine: engines.Engine, samples: Samples) -> int:
     """Requests in flight that make a difference: an engine that takes the longest prompts first
     would work through the longest of all the others before it comes to a steady state."""
-    found = min(in_flight(config, engine), own_len(config) or sys.maxsize)
-    step_tokens: int | None = getattr(config.engine_config, "step_tokens", None)
-    if step_tokens is None:
-        return found
-    return min(found, math.ceil(_MORE_THAN_LIVE * steady_live(step_tokens, samples)))
+    found = [in_flight(config, engine)]
+    if (num_samples := own_len(config)) is not None:
+        found.append(num_samples)
+    if (step_tokens := getattr(config.engine_config, "step_tokens", None)) is not None:
+        found.append(math.ceil(_MORE_THAN_LIVE * steady_live(step_tokens, samples)))
+    return min(found)
 
 
 def own_len(config: RunConfig) -> int | None:

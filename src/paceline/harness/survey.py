@@ -76,7 +76,6 @@ class _Surveyor:
         self._engine = engine
         self._requests = requests = samples.requests(range(len(samples.prompts)))
         self._samples, self._drawn = samples, drawn
-        self._output_lens = samples.expected_lens
         self._start_s = time.perf_counter()
         self._seconds = seconds
         # The origins of the prompts lie one after another: any part of these is spread over all.
@@ -108,7 +107,7 @@ class _Surveyor:
         them; output_len as seen, else as expected."""
         seen = self.probe.output_lens
         found = [
-            (len(self._requests[i].token_ids), seen.get(i, self._output_lens[i]))
+            (len(self._samples.prompts[i]), seen.get(i, self._samples.expected_lens[i]))
             for i in self.indices(test)
         ]
         return self._in_order(found)
@@ -188,9 +187,8 @@ class _Surveyor:
             self.hold_few(many, part=_FEW_PART)
         # A query that did not end may have left too little.
         seconds = max(_LEAST_S, self.left_s, self._seconds * _HOLD_PART * (1 - _FEW_PART))
-        prompt_s = self.pace().prompt_token_s * float(
-            np.mean([len(request.token_ids) for request in self._requests])
-        )
+        fitted = self.pace()
+        prompt_s = statistics.fmean(fitted.prompt_s(len(one)) for one in self._samples.prompts)
         if is_fresh and prompt_s > 0:  # so many that their prompts are done within the ramp
             count = max(1, min(many, int(seconds * _RAMP_PART / prompt_s)))
         start_s = time.time()
@@ -210,7 +208,7 @@ class _Surveyor:
         times = min(_LONG_S / pace.seconds(lengths), _LONG_SAMPLES / len(lengths))
         query = self._in_order(lengths * math.ceil(times))
         rate = len(query) / pace.seconds(query)
-        mean = float(np.mean([output_len for _, output_len in lengths]))
+        mean = self._mean_len()
         return dataclasses.replace(
             held,
             samples_per_second=rate,

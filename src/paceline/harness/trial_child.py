@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,8 @@ from paceline.config import RunConfig
 from paceline.harness import loadgen, preflight
 from paceline.harness.neighbours import Neighbours
 from paceline.harness.process import error_event
-from paceline.harness.samples import Samples, read_samples
-from paceline.harness.survey import survey
+from paceline.harness.samples import read_samples
+from paceline.harness.survey import Survey, survey
 
 __all__ = ["main"]
 
@@ -58,14 +58,24 @@ class _Child:
             config, samples.prompts, log_dir=self._folder, report=self._report, streaming=True
         )
         engine = engines.load(config.engine)(config.engine_config, context)
+        facts: dict[str, Any] = {}
+
+        def note_full() -> None:
+            # The parent looks at the cards meanwhile.
+            self.send(event="full")
+            facts["full"] = engine.describe()
+
         start_s = time.perf_counter()
         try:
             engine.start()
-            facts: dict[str, Any] = {"load_s": round(time.perf_counter() - start_s, 3)}
+            facts["load_s"] = round(time.perf_counter() - start_s, 3)
             neighbours = Neighbours()
             with self._counting(seconds):
                 if is_survey:
-                    facts |= self._survey(config, engine, samples, drawn=drawn, seconds=seconds)
+                    found = survey(
+                        config, engine, samples, drawn=drawn, seconds=seconds, full=note_full
+                    )
+                    facts |= {"survey": _described(found)}
                 else:
                     speed = preflight.measure(config, engine, samples, seconds=seconds)
                     facts |= {"speed": dataclasses.asdict(speed)}
@@ -80,36 +90,6 @@ class _Child:
             engine.close()
         facts["peak_rss_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         self.send(event="finished", resumed=0, torn_lines=0, **facts)
-
-    def _survey(
-        self,
-        config: RunConfig,
-        engine: engines.Engine,
-        samples: Samples,
-        *,
-        drawn: Sequence[int],
-        seconds: float,
-    ) -> dict[str, Any]:
-        facts: dict[str, Any] = {}
-
-        def note_full() -> None:
-            # The parent looks at the cards meanwhile.
-            self.send(event="full")
-            facts["full"] = engine.describe()
-
-        found = survey(config, engine, samples, drawn=drawn, seconds=seconds, full=note_full)
-        return facts | {
-            "survey": {
-                "tests": dict(found.tests),
-                "held": found.held and dataclasses.asdict(found.held),
-                "held_unix_s": found.held_unix_s,
-                "pace": dataclasses.asdict(found.pace),
-                "slices": [dataclasses.asdict(one) for one in found.slices],
-                "sizing": found.sizing,
-                "target_qps": found.config.loadgen.target_qps,
-                "seconds": round(found.seconds, 1),
-            }
-        }
 
     def _scratch(self) -> Path:
         path = self._folder / "rehearsal"
@@ -142,6 +122,20 @@ class _Child:
     def _watch(self) -> None:
         select.select([self._control_fd], [], [])
         os._exit(3)
+
+
+def _described(found: Survey) -> dict[str, Any]:
+    """A survey as plain values."""
+    return {
+        "tests": dict(found.tests),
+        "held": found.held and dataclasses.asdict(found.held),
+        "held_unix_s": found.held_unix_s,
+        "pace": dataclasses.asdict(found.pace),
+        "slices": [dataclasses.asdict(one) for one in found.slices],
+        "sizing": found.sizing,
+        "target_qps": found.config.loadgen.target_qps,
+        "seconds": round(found.seconds, 1),
+    }
 
 
 def main(arguments: list[str]) -> int:
