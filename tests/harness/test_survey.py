@@ -11,6 +11,7 @@ import pytest
 from paceline import config
 from paceline.config import RunConfig
 from paceline.engines import Completion, Request
+from paceline.engines.fake import FakeConfig
 from paceline.errors import PacelineError
 from paceline.harness import preflight
 from paceline.harness.samples import Samples, read_samples
@@ -124,6 +125,27 @@ def test_a_query_that_is_too_long_to_play_is_modelled_within_five_percent(
     prompt_lens = [len(prompt) for prompt in samples.prompts]
     prompts_s = sum(map(found.pace.prompt_s, prompt_lens))
     assert prompts_s == pytest.approx(costs.prompt_s * sum(prompt_lens), rel=0.15)
+
+
+def test_places_that_no_setting_tells_are_those_that_requests_waited_for() -> None:
+    """As of a server: 24 places, and 128 requests in flight."""
+    run, samples = demo()
+    lens = zip(samples.prompts, samples.expected_lens, strict=True)
+    by_prompt = {prompt.tobytes(): length for prompt, length in lens}
+    drawn = list(range(96))
+    query = [samples.request(i, j) for i, j in enumerate(drawn * 5)]
+    loadgen = replace(run.loadgen, performance_samples=96, min_query_count=len(query))
+    run = replace(
+        run, mode="performance", loadgen=loadgen, engine_config=FakeConfig(concurrency=64)
+    )
+    engine = SteppingEngine(FEW_PLACES, by_prompt)
+    engine.start()
+    found = survey(run, engine, samples, drawn=drawn, seconds=3.0, full=lambda: None)
+    engine.close()
+    assert found.pace.max_live == FEW_PLACES.max_live
+    test = found.tests["performance"]
+    assert test["how"] == "modelled"
+    assert test["seconds"] == pytest.approx(query_s(FEW_PLACES, by_prompt, query), rel=0.05)
 
 
 def test_contexts_that_grow_beyond_what_was_measured_are_reckoned_with() -> None:
