@@ -230,7 +230,8 @@ def test_a_failed_request_ends_the_run_and_names_the_sample(
 def test_a_run_that_was_too_short_names_the_target_that_makes_it_long_enough(
     paceline: Paceline,
 ) -> None:
-    pace = ("--set", "engine.fake.tokens_per_second=20000", "--set", "run.probe_s=0")
+    # The 20 samples last half a second, of which a moment's standstill is a small part.
+    pace = ("--set", "engine.fake.tokens_per_second=1000", "--set", "run.probe_s=0")
     short = (*FAKE, "--mode", "performance", *pace)
     floor = ("--set", "loadgen.min_duration_ms=3000")
     outcome = paceline(*short, *floor, "--out", "short")

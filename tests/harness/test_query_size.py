@@ -15,7 +15,7 @@ from support import Paceline
 
 from paceline import config
 from paceline.config import LoadGenSettings
-from paceline.harness.query_size import query_len, stated_qps
+from paceline.harness.query_size import lengthened_qps, query_len, stated_qps
 
 LLAMA2 = LoadGenSettings(
     target_qps=1.0, min_duration_ms=600_000, min_query_count=24_576, performance_samples=24_576
@@ -120,6 +120,32 @@ def test_a_stated_rate_makes_no_longer_query_than_the_speed_and_none_too_short(
         fewer = found - settings.performance_samples
         too_few = fewer < min_query_count
         assert too_few or fewer < 1.0501 * samples_per_second * min_duration_ms / 1000 + 1
+
+
+@given(
+    passes=st.integers(1, 30_000),
+    least_s=st.floats(1, 900),
+    steady=st.floats(1, 1e4),
+    part=st.floats(0.01, 0.99),
+    unfilled=st.floats(0, 0.2),
+)
+def test_after_a_run_that_was_too_short_the_next_is_long_enough(
+    passes: int, least_s: float, steady: float, part: float, unfilled: float
+) -> None:
+    """A fifth of what the short run lacked may be start and tail: the long one is faster by it."""
+    settings = settings_of(passes, round(least_s * 1000), 1)
+    duration_s = part * settings.min_duration_ms / 1000
+    short = steady * (1 - unfilled * (1 - part))
+    stated = lengthened_qps(settings, short, duration_s)
+    assert (query_len(settings, stated) + 1) / steady >= settings.min_duration_ms / 1000
+    assert stated <= 1.25 * steady
+
+
+def test_a_run_that_was_nearly_long_enough_is_made_hardly_longer() -> None:
+    settings = settings_of(1, 600_000, 1)
+    assert lengthened_qps(settings, 100.0, 594.0) == 100.2
+    assert lengthened_qps(settings, 100.0, 6.0) == 124.8
+    assert lengthened_qps(settings, 100.0, 600.0) == 100.0
 
 
 def test_a_run_of_one_pass_is_sized_as_one_and_is_valid(paceline: Paceline, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import re
 from typing import Any
 
 from paceline.config import RunConfig
+from paceline.harness.query_size import lengthened_qps
 from paceline.mlperf import rules
 from paceline.mlperf.accuracy_log import Finding
 from paceline.mlperf.logs import DetailLog, read_detail
@@ -87,11 +88,13 @@ def _judge_offline(
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     duration_s = _number(log, "result_max_latency_ns", 1e-9)
     samples_per_second = _number(log, "result_samples_per_second")
-    long_enough = duration_s is not None and duration_s * 1000 >= config.loadgen.min_duration_ms
-    duration = f"{duration_s} s, at least {config.loadgen.min_duration_ms / 1000:g} s"
-    if not long_enough and samples_per_second is not None:
+    settings = config.loadgen
+    long_enough = duration_s is not None and duration_s * 1000 >= settings.min_duration_ms
+    duration = f"{duration_s} s, at least {settings.min_duration_ms / 1000:g} s"
+    if not long_enough and samples_per_second is not None and duration_s is not None:
         # In samples/s, LoadGen's unit: tokens/s here would make the run hundreds of times longer.
-        duration += f"; run it with --set loadgen.target_qps={samples_per_second:.4g}"
+        target_qps = lengthened_qps(settings, samples_per_second, duration_s)
+        duration += f"; run it with --set loadgen.target_qps={target_qps:g}"
     figures = {
         "tokens_per_second": _number(log, "result_tokens_per_second"),
         "samples_per_second": samples_per_second,

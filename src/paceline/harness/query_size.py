@@ -14,13 +14,15 @@ import math
 
 from paceline.config import LoadGenSettings
 
-__all__ = ["query_len", "stated_qps"]
+__all__ = ["lengthened_qps", "query_len", "stated_qps"]
 
 _SLACK = 1.1
 # How much longer than the minimum a query is to last at a speed that is hardly exceeded.
 _MARGIN = 1.05
 # Up to here LoadGen's own count is kept: its slack, and a pass that is short beside the run.
 _LONG = 1.2
+# The part of a short run that may have gone to its start and its tail, when steps are not full.
+_UNFILLED = 0.25
 _DIGITS = 4
 
 
@@ -49,6 +51,17 @@ def stated_qps(settings: LoadGenSettings, samples_per_second: float) -> float:
     if fewer >= query_len(settings, plain):
         return plain
     return _rounded_down(fewer / (_SLACK * least_s))
+
+
+def lengthened_qps(
+    settings: LoadGenSettings, samples_per_second: float, duration_s: float
+) -> float:
+    """The rate to tell LoadGen after a run at `samples_per_second` that was too short.
+
+    A longer run is faster, as its start and its tail are less of it: the less it lacked, the less.
+    """
+    missing = max(0.0, 1 - duration_s / (settings.min_duration_ms / 1000))
+    return stated_qps(settings, samples_per_second * (1 + _UNFILLED * missing))
 
 
 def _whole(settings: LoadGenSettings, num_samples: int) -> int:
