@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support import Paceline
 
 from paceline import config
 from paceline.errors import InputError
@@ -36,6 +38,18 @@ def test_each_answer_has_the_length_that_is_expected_of_its_sample(tmp_path: Pat
     assert lens == dict(enumerate(samples.expected_lens))
     assert len(set(samples.expected_lens)) > 3
     assert any("random weights end no answer" in str(event.get("text")) for event in told)
+
+
+def test_a_forecast_and_a_search_say_that_lengths_are_fixed(
+    paceline: Paceline, tmp_path: Path
+) -> None:
+    words = [word for text in (*WORDS[:4], "run.mode=performance") for word in ("--set", text)]
+    told = paceline("forecast", *words, "--seconds", 2)
+    assert re.search(r"^  samples +random weights end no answer", told.out, re.M), told
+    searched = paceline(
+        "tune", *words, "--budget", "1m", "--trials", 1, "--trial-seconds", 1, "--out", "t"
+    )
+    assert searched.err.count("random weights end no answer") == 1, searched
 
 
 def test_a_model_is_asked_for_answers_as_long_as_it_makes_them() -> None:

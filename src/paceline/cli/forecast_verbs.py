@@ -81,6 +81,8 @@ def _print(found: Mapping[str, Any]) -> None:
             )
         )
     rows += [("  memory", text) for text in _memory(found["memory"])]
+    if found["samples_note"]:
+        rows.append(("  samples", found["samples_note"]))
     if found["crowding"]:
         rows.append(("  machine", f"{found['crowding']}: the times hold beside the like"))
     rows.append(("  energy", found["energy_note"]))

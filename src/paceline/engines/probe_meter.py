@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -51,6 +52,13 @@ class Mark:
     begun_context: float = 0.0
 
 
+class _Sent(NamedTuple):
+    """A request that is not answered."""
+
+    prompt_len: int
+    steps: float  # how many there had been when it was sent
+
+
 class Meter:
     """Counts, and sends the next request for each one that is answered while it `replaces`."""
 
@@ -59,9 +67,7 @@ class Meter:
         self._requests = requests
         self._lock = threading.Lock()
         self._sent = 0
-        # Of each that is not answered the prompt's length, and the step after which it was sent.
-        self._open: dict[int, int] = {}
-        self._sent_steps: dict[int, float] = {}
+        self._open: dict[int, _Sent] = {}  # by the probe's own ids
         # The step with which each live sequence began; sums over them of prompts and those steps.
         self._live: dict[int, float] = {}
         self._live_prompts = 0
@@ -116,10 +122,9 @@ class Meter:
                 dataclasses.replace(request, request_id=_FIRST_ID + first + place)
                 for place, request in enumerate(requests)
             ]
-            self._open |= {request.request_id: len(request.token_ids) for request in batch}
-            self._sent_steps |= dict.fromkeys(
-                range(_FIRST_ID + first, _FIRST_ID + self._sent), self._steps
-            )
+            self._open |= {
+                request.request_id: _Sent(len(request.token_ids), self._steps) for request in batch
+            }
             if are_whole:
                 self._own_ids |= {
                     sent.request_id: request.request_id
@@ -178,7 +183,6 @@ class Meter:
         """What was in flight was cancelled."""
         with self._lock:
             self._open.clear()
-            self._sent_steps.clear()
             self._live.clear()
             self._live_prompts, self._live_begun = 0, 0.0
             self.idle.set()
@@ -213,8 +217,7 @@ class Meter:
                 self._begin(one.request_id)
             for one in known:
                 self._live_begun -= self._live.pop(one.request_id)
-                self._live_prompts -= self._open.pop(one.request_id)
-                del self._sent_steps[one.request_id]
+                self._live_prompts -= self._open.pop(one.request_id).prompt_len
                 if (own_id := self._own_ids.pop(one.request_id, None)) is not None:
                     self.output_lens[own_id] = len(one.token_ids)
                     self.num_whole += 1
@@ -255,22 +258,23 @@ class Meter:
         """The lock is held."""
         is_steady = self._peak > 0 and self._steps - self._rose_steps >= _FULL_STEPS
         if is_steady and not self.is_limited and len(self._open) > len(self._live):
-            waiting = next(one for one in self._open if one not in self._live)
-            self.is_limited = self._steps - self._sent_steps[waiting] >= _WAITED_STEPS
+            waiting = next(sent for one, sent in self._open.items() if one not in self._live)
+            self.is_limited = self._steps - waiting.steps >= _WAITED_STEPS
 
     def _begin(self, request_id: int) -> None:
         """A sequence lives. The lock is held."""
         if request_id in self._open and request_id not in self._live:
             self._live[request_id] = self._steps
             self._live_begun += self._steps
-            self._live_prompts += self._open[request_id]
+            prompt_len = self._open[request_id].prompt_len
+            self._live_prompts += prompt_len
             self._step_live = max(self._step_live, len(self._live))
             self.most_live = max(self.most_live, len(self._live))
             if len(self._live) > self._peak:
                 self._peak, self.rose_s = len(self._live), time.perf_counter()
                 self._rose_steps = self._steps
-            self._begun_tokens += self._open[request_id]
-            self._begun_context += before(self._open[request_id])
+            self._begun_tokens += prompt_len
+            self._begun_context += before(prompt_len)
 
 
 def _cut(request: Request, most: int) -> Request:

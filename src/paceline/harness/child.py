@@ -30,7 +30,6 @@ import json
 import logging
 import os
 import select
-import statistics
 import sys
 import threading
 import time
@@ -181,13 +180,8 @@ class Child:
     def _read_samples(self) -> Samples:
         self.send(event="loading", what="reading the dataset", fraction=None)
         samples = read_samples(self._config)
-        if samples.are_lens_fixed:
-            mean = statistics.fmean(samples.expected_lens)
-            self.send(
-                event="note",
-                text=f"{self._mode}: random weights end no answer: each has the length that is "
-                f"expected of it, {mean:.4g} tokens in the mean",
-            )
+        if samples.note:
+            self.send(event="note", text=f"{self._mode}: {samples.note}")
         return samples
 
     def _make_sut(self, samples: Samples) -> EngineSut:

@@ -11,6 +11,7 @@ benchmark's lengths.
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -36,6 +37,17 @@ class Samples:
     max_new_tokens: int
     min_new_tokens: int
     are_lens_fixed: bool = False
+
+    @property
+    def note(self) -> str:
+        """What a reader of figures made with these samples must know; empty for a model's own."""
+        if not self.are_lens_fixed:
+            return ""
+        mean = statistics.fmean(self.expected_lens)
+        return (
+            "random weights end no answer: each has the length that is expected of it, "
+            f"{mean:.4g} tokens in the mean"
+        )
 
     def request(self, request_id: int, index: int) -> Request:
         """The sample as the engine is asked for it."""

@@ -58,7 +58,7 @@ class _Child:
             config, samples.prompts, log_dir=self._folder, report=self._report, streaming=True
         )
         engine = engines.load(config.engine)(config.engine_config, context)
-        facts: dict[str, Any] = {}
+        facts: dict[str, Any] = {"samples_note": samples.note}
 
         def note_full() -> None:
             # The parent looks at the cards meanwhile.

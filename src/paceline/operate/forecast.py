@@ -72,6 +72,7 @@ def make_forecast(
         "sizing": _sizing(config, speed, surveyed["sizing"]),
         "validity": _validity(config, tests, speed, is_sized="target_qps" in surveyed["sizing"]),
         "submission_shortfalls": list(config.shortfalls),
+        "samples_note": facts["samples_note"],
         "machine": facts.get("machine"),
         "crowding": crowding(facts),
         "memory": _memory(facts, cards),

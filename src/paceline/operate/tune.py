@@ -185,6 +185,8 @@ class _Search:
         details = [] if ended.error is None else [ended.error.message.splitlines()[0]]
         if not found.get("is_full", True):
             details.append(f"the engine was not yet full after {found['ramp_s']:.0f} s")
+        if number == 0 and facts.get("samples_note"):
+            self._note(facts["samples_note"])
         if said := crowding(facts):
             details.append(said)
         return Tried(
