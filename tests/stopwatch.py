@@ -18,12 +18,12 @@ _SLEEPER = """
 import sys, threading, time
 over, stood_s = threading.Event(), 0.0
 threading.Thread(target=lambda: (sys.stdin.read(), over.set()), daemon=True).start()
+woke_s = time.monotonic()
 print("ready", flush=True)
 while not over.is_set():
-    before_s = time.monotonic()
     time.sleep(0.01)
-    late_s = time.monotonic() - before_s - 0.01
-    stood_s += late_s if late_s > 0.05 else 0.0
+    slept_s, woke_s = time.monotonic() - woke_s, time.monotonic()
+    stood_s += slept_s - 0.01 if slept_s > 0.06 else 0.0
 print(stood_s, flush=True)
 """
 
