@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 from support import Outcome, Paceline
+
+from standstill import Repeater
 
 # Set before torch is imported: spinning threads of two test workers would fight for two cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -20,8 +23,16 @@ if os.environ.pop("PYTHONDONTWRITEBYTECODE", ""):
     sys.dont_write_bytecode = False
     sys.pycache_prefix = os.environ["PYTHONPYCACHEPREFIX"]
 
+# What is drawn is to hold however long it takes; pytest-timeout ends what hangs.
+settings.register_profile("paceline", deadline=None)
+settings.load_profile("paceline")
+
 REPOSITORY = Path(__file__).parent.parent
 FIXTURES = REPOSITORY.parent / "shared" / "fixtures"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(Repeater(), "standstills")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

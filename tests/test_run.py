@@ -227,6 +227,7 @@ def test_a_failed_request_ends_the_run_and_names_the_sample(
     assert manifest(tmp_path / "run")["status"] == "INCOMPLETE"
 
 
+@pytest.mark.timed
 def test_a_run_that_was_too_short_names_the_target_that_makes_it_long_enough(
     paceline: Paceline,
 ) -> None:

@@ -15,6 +15,8 @@ from paceline import config
 from paceline.errors import InputError
 from paceline.submission import matching, measurements
 
+pytestmark = pytest.mark.timed
+
 RUN = ("run", "--engine", "endpoint", "--mode", "performance", "--out", "run")
 QUICK = ("--set", "engine.endpoint.backoff_s=0.02")
 

@@ -82,6 +82,7 @@ def test_news_are_what_they_were_made_of(answers: list) -> None:
         assert np.array_equal(back.token_ids, sent.token_ids)
 
 
+@pytest.mark.timed
 def test_a_process_answers_in_batches_and_never_sooner_than_it_may(tmp_path: Path) -> None:
     fake = FakeConfig(tokens_per_second=1000.0, concurrency=4, output_len=10)
     host = ReplicaHost(order_of(tmp_path, fake, fake))
@@ -110,6 +111,7 @@ def test_first_tokens_travel_only_where_they_are_wanted(tmp_path: Path) -> None:
         host.close()
 
 
+@pytest.mark.timed
 def test_a_process_with_nothing_to_say_says_so_in_time(tmp_path: Path) -> None:
     host = ReplicaHost(order_of(tmp_path, FakeConfig()))
     host.start()

@@ -8,8 +8,12 @@ import subprocess
 import sys
 import time
 
+import pytest
+
 from paceline.harness.neighbours import Neighbours
 from paceline.harness.trial import crowding
+
+pytestmark = pytest.mark.timed
 
 SPIN = "import time\nend = time.monotonic() + {0}\nwhile time.monotonic() < end: pass"
 

@@ -148,6 +148,7 @@ def test_a_run_that_was_nearly_long_enough_is_made_hardly_longer() -> None:
     assert lengthened_qps(settings, 100.0, 600.0) == 100.0
 
 
+@pytest.mark.timed
 def test_a_run_of_one_pass_is_sized_as_one_and_is_valid(paceline: Paceline, tmp_path: Path) -> None:
     """A pass of 1,024 answers of 4 tokens lasts 6.5 s, the minimum is 6 s: LoadGen makes two."""
     assert paceline("data", "synthetic", "syn", "--samples", 1024).code == 0

@@ -16,6 +16,8 @@ from support import Paceline
 
 from paceline.mlperf.logs import read_accuracy
 
+pytestmark = pytest.mark.timed
+
 FAKE = ("run", "--engine", "fake", "--scenario")
 LIMITS_MS = {"Server": (3000, 500), "Interactive": (1500, 250)}
 # 40 tokens an answer: 50 samples/s.

@@ -18,6 +18,8 @@ from paceline.harness.samples import Samples, read_samples
 from paceline.harness.survey import Survey, survey
 from stepping_engine import Costs, SteppingEngine
 
+pytestmark = pytest.mark.timed
+
 # Prompts take most of the time, as on a processor; steps are longer than a slice of the time.
 SLOW_PROMPTS = Costs(step_s=0.006, token_s=0.001, prompt_s=0.00014)
 SMALL_CHUNKS = replace(SLOW_PROMPTS, budget=512)

@@ -17,6 +17,8 @@ from fault_server import FaultServer
 from paceline.config import embedded_model
 from paceline.harness.timeline import Timeline
 
+pytestmark = pytest.mark.timed
+
 FAKE = ("run", "--engine", "fake", "--mode", "performance", "--out", "run")
 # Sized by a measurement of the engine itself, which is no part of the test.
 SIZED = ("--set", "loadgen.min_duration_ms=1500", "--set", "run.probe_s=1")

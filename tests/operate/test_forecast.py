@@ -18,6 +18,8 @@ from paceline import config
 from paceline.harness import loadgen
 from paceline.operate import make_forecast
 
+pytestmark = pytest.mark.timed
+
 PACE = ("engine.fake.tokens_per_second=2000", "engine.fake.concurrency=4")
 BASE = (*PACE, "engine.fake.output_len=20")
 

@@ -25,6 +25,8 @@ from paceline.engines.knobs import answer_settings
 from paceline.engines.native_settings import NativeConfig
 from paceline.operate.confirm import judge_pairs
 
+pytestmark = pytest.mark.timed
+
 PACED = ("engine.fake.tokens_per_second=2000", "engine.fake.output_len=20")
 
 

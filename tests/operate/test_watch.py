@@ -18,6 +18,8 @@ from support import Paceline
 from paceline.errors import RunDirError
 from paceline.operate.watch import View, look
 
+pytestmark = pytest.mark.timed
+
 RUN = ("run", "--engine", "fake", "--mode", "performance", "--set", "loadgen.min_duration_ms=0")
 PACE = ("--set", "engine.fake.tokens_per_second=100", "--set", "engine.fake.concurrency=4")
 

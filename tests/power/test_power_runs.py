@@ -16,6 +16,8 @@ import pytest
 from cards import build_driver
 from support import Paceline
 
+pytestmark = pytest.mark.timed
+
 RUN = ("run", "--engine", "fake", "--mode", "performance", "--set", "loadgen.min_duration_ms=0")
 SLOW = ("--set", "engine.fake.tokens_per_second=160", "--set", "engine.fake.concurrency=8")
 
