@@ -43,7 +43,8 @@ def test_each_answer_has_the_length_that_is_expected_of_its_sample(tmp_path: Pat
 def test_a_forecast_and_a_search_say_that_lengths_are_fixed(
     paceline: Paceline, tmp_path: Path
 ) -> None:
-    words = [word for text in (*WORDS[:4], "run.mode=performance") for word in ("--set", text)]
+    words = [word for text in WORDS[:4] for word in ("--set", text)]
+    words += ["--mode", "performance"]
     told = paceline("forecast", *words, "--seconds", 2)
     assert re.search(r"^  samples +random weights end no answer", told.out, re.M), told
     searched = paceline(

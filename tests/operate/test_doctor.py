@@ -198,6 +198,18 @@ def test_without_git_identity_the_two_commands_are_given(
 def test_random_weights_need_a_tokenizer_for_scores_only(quick: Paceline) -> None:
     drawn = ("--engine", "native", "--model", "random:llama2-70b")
     for mode, level in (("performance", "ok"), ("all", "blocker")):
-        words = ("--benchmark", "llama2-70b-99", "--set", f"run.mode={mode}")
+        words = ("--benchmark", "llama2-70b-99", "--mode", mode)
         told = quick(*drawn, *words).json["findings"]
         assert next(one["level"] for one in told if one["name"] == "tokenizer") == level
+
+
+def test_a_run_is_asked_about_by_the_flags_that_it_will_have(
+    quick: Paceline, paceline: Paceline
+) -> None:
+    server = ("--engine", "fake", "--scenario", "Server")
+    refused = paceline("doctor", *server)
+    assert refused.code == 2
+    assert "--find-qps" in refused.err
+    found = quick(*server, "--find-qps", "--mode", "performance")
+    assert found.code == 0, found
+    assert found.json["findings"]

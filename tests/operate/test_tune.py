@@ -104,6 +104,30 @@ def test_what_ends_a_trial_is_counted_and_the_search_goes_on(paceline: Paceline)
     assert "trial 1" in outcome.err
 
 
+def test_a_search_leaves_of_its_budget_what_the_contest_takes_and_says_what_is_more(
+    paceline: Paceline,
+) -> None:
+    """Trials of a second and more: of 8 s half is for them, and ten measurements follow."""
+    outcome = paceline(
+        *("tune", "--engine", "fake", "--out", "t", "--budget", "8s", "--trial-seconds", 0.8),
+        *("--search", "concurrency=1,2,3,4,5,6,7,8,9,10,11,12", "--pairs", 2, "--json"),
+        *sets(*PACED),
+    )
+    found = outcome.json
+    assert 2 <= found["num_trials"] <= 5
+    assert "up to 10 times, which takes up to" in outcome.err
+    assert "s more than the budget: fewer --pairs or --trial-seconds" in outcome.err
+
+
+def test_a_search_whose_default_does_not_run_ends_so_each_time(paceline: Paceline) -> None:
+    words = ("tune", "--engine", "fake", "--out", "t", "--budget", "1m", "--trial-seconds", 1)
+    search = ("--search", "concurrency=1,2", *sets(*PACED, "engine.fake.fail_after=5"))
+    for outcome in (paceline(*words, *search), paceline("tune", "--resume", "t")):
+        assert outcome.code == 3, outcome
+        assert "The recipe's own settings do not run (failed)" in outcome.err
+        assert "another --out" in outcome.err
+
+
 def test_equal_settings_are_not_called_faster(paceline: Paceline, tmp_path: Path) -> None:
     outcome = paceline(
         *("tune", "--engine", "fake", "--out", "t", "--budget", "10m", "--trial-seconds", 0.5),
@@ -264,6 +288,7 @@ def test_every_engines_precision_is_a_setting_of_the_answers() -> None:
     [
         (("--engine", "fake"), "no setting of speed"),
         (("--budget", "soon", "--engine", "native"), "not a time"),
+        (("--budget", "40s", "--engine", "native"), "half of it is for the search, and a trial"),
         (("--engine", "fake", "--search", "speed=1,2"), "no such setting"),
         (("--engine", "fake", "--search", "concurrency=1"), "two values"),
     ],

@@ -178,11 +178,13 @@ def test_a_watch_without_a_terminal_is_a_line_each_time_and_ends_with_the_run(
     watcher = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert watcher.stdout is not None
     first = watcher.stdout.readline()
+    time.sleep(1.2)
     process = start(tmp_path / "run")
     out, _ = watcher.communicate()
     process.wait()
     assert watcher.returncode == 0, out
-    assert first.startswith("WAITING")
+    assert first == f"WAITING  no run has begun here yet  {tmp_path / 'run'}\n"
+    assert "WAITING" not in out  # once, however long it waited
     lines = [line for line in out.splitlines() if line.startswith("RUNNING")]
     assert any("samples" in line and "ETA" in line for line in lines), lines
     assert "COMPLETE" in out

@@ -52,10 +52,28 @@ def tune(
     resume: Annotated[
         Path | None, typer.Option(help="Go on with the search in this folder.", metavar="DIR")
     ] = None,
+    mode: Annotated[
+        str | None, typer.Option(help="performance, accuracy, all or submission (run.mode).")
+    ] = None,
     engine: Annotated[str | None, typer.Option(help="Engine (engine.name).")] = None,
     benchmark: Annotated[str | None, typer.Option(help="Benchmark (run.benchmark).")] = None,
+    scenario: Annotated[
+        str | None, typer.Option(help="Offline, Server or Interactive (run.scenario).")
+    ] = None,
+    round_name: Annotated[
+        str | None, typer.Option("--round", help="MLPerf round, as v6.1 (run.round).")
+    ] = None,
     model: Annotated[str | None, typer.Option(help="Checkpoint (model.path).")] = None,
     data: Annotated[str | None, typer.Option(help="Dataset (data.path).")] = None,
+    trust_pickle: Annotated[
+        bool,
+        typer.Option(
+            "--trust-pickle", help="Open a pickle whose checksum is not the published one."
+        ),
+    ] = False,
+    find_qps: Annotated[
+        bool, typer.Option("--find-qps", help="As of the run that is tuned.")
+    ] = False,
     overrides: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Set a key; may be given many times."),
@@ -69,10 +87,15 @@ def tune(
     asked = {
         "recipe": None if recipe is None else str(recipe.resolve()),
         "flags": {
+            "run.mode": mode,
             "engine.name": engine,
             "run.benchmark": benchmark,
+            "run.scenario": scenario,
+            "run.round": round_name,
             "model.path": model,
             "data.path": data,
+            "data.trust_pickle": trust_pickle or None,
+            "run.find_qps": find_qps or None,
         },
         "overrides": overrides or [],
         "search": search or [],

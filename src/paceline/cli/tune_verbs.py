@@ -138,7 +138,8 @@ def _print(found: Mapping[str, Any], out: Path) -> None:
     ]
     typer.echo(table(rows))
     counts = ", ".join(f"{count} {how}" for how, count in found["counts"].items())
-    typer.echo(f"{found['num_trials']} trials of {found['space_size']:,} settings: {counts}")
+    trials_made = "1 trial" if found["num_trials"] == 1 else f"{found['num_trials']} trials"
+    typer.echo(f"{trials_made} of {found['space_size']:,} settings: {counts}")
     for line in rejections(found):
         typer.echo(line)
     judged = found["confirmation"]

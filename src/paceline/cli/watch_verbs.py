@@ -28,6 +28,7 @@ _STYLES = {
     "INTERRUPTED": "bold yellow",
 }
 _PARTS_SHOWN = 8
+_NO_RUN = "no run has begun here yet"
 
 
 def watch(run_dir: Path, *, once: bool, as_json: bool, every_s: float) -> None:
@@ -65,8 +66,12 @@ def _print_lines(
     if once:
         console.print(_drawn(view))
         return view
+    said = ""
     while view.status not in ENDED:
-        typer.echo(_line(view))
+        line = _line(view)
+        if view.status != "WAITING" or line != said:  # a night's waiting is one line
+            typer.echo(line)
+        said = line
         time.sleep(every_s)
         view = look(run_dir)
     console.print(_drawn(view))
@@ -83,6 +88,8 @@ def _print_json(run_dir: Path, view: View, *, once: bool, every_s: float) -> Vie
 
 
 def _line(view: View) -> str:
+    if view.status == "WAITING":
+        return f"WAITING  {_NO_RUN}  {view.path}"
     parts = [view.status, view.test or "", view.stage or ""]
     if view.answered is not None:
         parts.append(f"{view.answered:,}/{view.issued:,} samples")
@@ -101,7 +108,7 @@ def _drawn(view: View) -> RenderableType:
     head.append(f"  {about}  {view.path}", style="default")
     parts: list[RenderableType] = [head]
     if view.status == "WAITING":
-        return Group(head, Text("no run has begun here yet"))
+        return Group(head, Text(_NO_RUN))
     if view.status == "SILENT":
         parts.append(
             Text(

@@ -24,7 +24,7 @@ from typing import Any
 from paceline.compare import compare_answers, open_side
 from paceline.errors import EngineError
 from paceline.operate.confirm import judge_pairs
-from paceline.operate.final import run_final
+from paceline.operate.final import MOST_RUNS, run_final
 from paceline.operate.tuner import Tried
 from paceline.rundir import make_folder, write_atomically
 
@@ -58,6 +58,11 @@ class Contest:
     run_accuracy: Callable[[Values, Path], dict[str, Any]]
     note: Callable[[str], None]
 
+    @property
+    def most_measurements(self) -> int:
+        """How often a speed is measured, if nobody is rejected."""
+        return MOST_RUNS + 2 * self.num_pairs
+
     def decide(self, tried: Sequence[Tried]) -> Decision:
         """The default, which is among them, ends the contest at the latest. Raises PacelineError
         when an accuracy run does not come to its end."""
@@ -67,8 +72,11 @@ class Contest:
             best, values = left[0], dict(left[0].values)
             judged = accuracy = None
             if values == self.default:
-                word = "the default is the best of "
-                outcome = word + ("the others" if rejected else "what was tried")
+                outcome = "the default is the best of " + (
+                    "the others" if rejected else "what was tried"
+                )
+                if len(tried) == 1:
+                    outcome = "nothing was tried but the default"
             else:
                 judged = self._confirm(best)
                 accuracy = self._guard(best) if judged["is_better"] else None

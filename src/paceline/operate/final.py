@@ -18,9 +18,10 @@ from typing import Any
 from paceline.operate.tuner import Tried
 from paceline.rundir import make_folder, write_atomically
 
-__all__ = ["run_final"]
+__all__ = ["MOST_RUNS", "run_final"]
 
 _NEAR, _MOST, _ROUNDS = 0.8, 3, 2
+MOST_RUNS = _MOST * _ROUNDS
 
 
 def run_final(

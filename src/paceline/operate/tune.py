@@ -11,6 +11,7 @@ asked; who wins then, and with what proof, is `contest`'s to say.
 from __future__ import annotations
 
 import dataclasses
+import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -34,8 +35,8 @@ __all__ = ["Plan", "knobs_of", "search_speed"]
 
 Observer = Callable[[Mapping[str, Any]], None]
 
-# Of the budget, what the search may take: the rest is for the confirmation.
-_SEARCH_PART = 0.7
+# Of the budget, what final and pairs may keep from the search.
+_HELD_PART = 0.5
 _FIRST_LIMIT_S = 3600.0
 # A trial may take so many times as long as the default's, and never less than this.
 _LIMIT_TIMES, _LEAST_LIMIT_S = 3.0, 10.0
@@ -93,7 +94,15 @@ def knobs_of(
 
 
 def search_speed(plan: Plan, *, observer: Observer) -> dict[str, Any]:
-    """Search, confirm, write. Raises PacelineError when the recipe's own settings do not run."""
+    """Search, confirm, write. Raises PacelineError when the recipe's own settings do not run, and
+    InputError for a budget that is over with them."""
+    searched_s = plan.budget_s * (1 - _HELD_PART)
+    if searched_s <= plan.trial_s:
+        raise InputError(
+            f"--budget of {plan.budget_s:g} s: half of it is for the search, and a trial measures "
+            f"for {plan.trial_s:g} s.",
+            hint="--budget 30m, or fewer --trial-seconds",
+        )
     return _Search(plan, observer).execute()
 
 
@@ -128,6 +137,7 @@ class _Search:
             self._note(f"{self._study.num_interrupted} trial was broken off and counts as not made")
         self._search()
         tried = self._study.tried()
+        self._tell_of_budget(tried)
         decided = self._contest().decide(tried)
         facts = self._facts(tried, decided)
         if not decided.is_won:
@@ -154,24 +164,54 @@ class _Search:
         )
 
     def _search(self) -> None:
+        self._require_default()  # of a search that goes on
         while not self._is_over() and (asked := self._study.ask()) is not None:
             handle, values = asked
             number = len(self._study.tried())
             tried = self._try(number, values)
             self._study.tell(handle, tried)
             self._note(_line(tried))
-            if number == 0 and tried.how != "ok":
+            self._require_default()
+
+    def _require_default(self) -> None:
+        """There is nothing to beat where the recipe's own settings do not run."""
+        for tried in self._study.tried()[:1]:
+            if tried.how != "ok":
                 raise EngineError(
                     f"The recipe's own settings do not run ({tried.how}): {tried.detail}",
-                    hint=f"see {self._folder(0) / 'log.txt'}",
+                    hint=f"see {self._folder(0) / 'log.txt'}; mend it, and search anew with "
+                    "another --out",
                 )
 
     def _is_over(self) -> bool:
-        made = len(self._study.tried())
-        if self._plan.max_trials is not None and made >= self._plan.max_trials:
+        tried = self._study.tried()
+        if self._plan.max_trials is not None and len(tried) >= self._plan.max_trials:
             return True
-        used_s = time.monotonic() - self._start_s
-        return made > self._resumed and used_s >= self._plan.budget_s * _SEARCH_PART
+        if len(tried) == self._resumed:
+            return False
+        held_s = min(self._contest_s(tried), self._plan.budget_s * _HELD_PART)
+        return self._used_s >= self._plan.budget_s - held_s
+
+    @property
+    def _used_s(self) -> float:
+        return time.monotonic() - self._start_s
+
+    def _contest_s(self, tried: Sequence[Tried]) -> float:
+        """How long final and pairs take at the most, without accuracy runs."""
+        one_s = statistics.median(one.seconds for one in tried if one.how == "ok")
+        return self._contest().most_measurements * one_s
+
+    def _tell_of_budget(self, tried: Sequence[Tried]) -> None:
+        """Whatever was begun is ended, so what was asked for may take longer than it was given."""
+        if len(tried) == 1:
+            return
+        over_s = self._used_s + self._contest_s(tried) - self._plan.budget_s
+        if over_s > 0:
+            self._note(
+                f"the fastest are measured against the default up to "
+                f"{self._contest().most_measurements} times, which takes up to {over_s:,.0f} s "
+                "more than the budget: fewer --pairs or --trial-seconds take less"
+            )
 
     def _try(self, number: int, values: Mapping[str, Any]) -> Tried:
         start_s = time.monotonic()
@@ -264,7 +304,7 @@ class _Search:
             "rejected": list(decided.rejected),
             "outcome": decided.outcome,
             "recipe": None,
-            "seconds": round(time.monotonic() - self._start_s, 1),
+            "seconds": round(self._used_s, 1),
         }
 
     def _folder(self, number: int) -> Path:
