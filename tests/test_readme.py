@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 import re
 import shlex
 import subprocess
@@ -67,7 +68,16 @@ def test_docs_cli_is_what_help_prints() -> None:
     assert spec.loader is not None
     generate_docs = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(generate_docs)
-    assert (REPOSITORY / "docs/cli.md").read_text() == generate_docs.cli_text(), "run: make docs"
+    written = (REPOSITORY / "docs/cli.md").read_text()
+    assert written == generate_docs.cli_text(), "run: make docs"
+    shown = subprocess.run(
+        [sys.executable, "-m", "paceline", "bench", "endpoint", "--help"],
+        env={**os.environ, "COLUMNS": "90"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert f"## paceline bench endpoint\n\n```\n{shown.stdout.strip()}\n```\n" in written
 
 
 def test_every_document_that_the_readme_names_exists() -> None:

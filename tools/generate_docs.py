@@ -3,64 +3,46 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+import typer
+from typer.main import get_command
+
+from paceline.cli import app
 
 DOCS = Path(__file__).parent.parent / "docs"
-VERBS = (
-    (),
-    ("run",),
-    ("explain",),
-    ("show",),
-    ("system",),
-    ("submit",),
-    ("check",),
-    ("score",),
-    ("push",),
-    ("report",),
-    ("site",),
-    ("mlcr",),
-    ("quantize",),
-    ("compare",),
-    ("model",),
-    ("model", "verify"),
-    ("model", "describe"),
-    ("model", "fetch"),
-    ("data",),
-    ("data", "build"),
-    ("data", "verify"),
-    ("data", "describe"),
-    ("data", "synthetic"),
-    ("bench",),
-    ("bench", "harness"),
-    ("bench", "scoring"),
-    ("bench", "data"),
-    ("bench", "check"),
-    ("bench", "engine"),
-)
 HEAD = """# The command line
 
 Made from `--help` by `make docs`; do not edit.
 
-Exit codes: 0 VALID and PASS, 1 ran but INVALID or FAIL, 2 the user's input, 3 the environment.
+Exit codes: 0 VALID and PASS, 1 ran but INVALID or FAIL, 2 the user's input, 3 the environment,
+or stopped by Ctrl-C or SIGTERM.
 """
 
 
+def helps(command: Any, name: str, parent: Any = None) -> Iterator[tuple[str, str]]:
+    """Every verb that help shows with its help, the program itself first."""
+    context = typer.Context(command, info_name=name, parent=parent)
+    yield context.command_path, command.get_help(context)
+    for name_of, verb in getattr(command, "commands", {}).items():
+        if not verb.hidden:
+            yield from helps(verb, name_of, context)
+
+
 def cli_text() -> str:
-    """docs/cli.md as it should be."""
-    sections = [HEAD]
-    for verb in VERBS:
-        command = [sys.executable, "-m", "paceline", *verb, "--help"]
-        shown = subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            check=True,
-            env={**os.environ, "COLUMNS": "90", "TERMINAL_WIDTH": "90"},
-        ).stdout
-        title = " ".join(("paceline", *verb))
-        sections.append(f"## {title}\n\n```\n{shown.strip()}\n```\n")
+    """docs/cli.md as it should be, whatever the terminal's width."""
+    before = os.environ.get("COLUMNS")
+    os.environ["COLUMNS"] = "90"
+    try:
+        sections = [HEAD]
+        for path, text in helps(get_command(app), "paceline"):
+            sections.append(f"## {path}\n\n```\n{text.strip()}\n```\n")
+    finally:
+        os.environ.pop("COLUMNS")
+        if before is not None:
+            os.environ["COLUMNS"] = before
     return "\n".join(sections)
 
 

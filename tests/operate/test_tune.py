@@ -161,7 +161,7 @@ def test_a_killed_search_goes_on_and_a_killed_trial_is_out_of_memory(
         os.kill(wait_for_trial(tmp_path / "t" / "trial-001", not_pid=child), signal.SIGKILL)
         said, told = tune.communicate(timeout=200)
     found = json.loads(said)
-    assert "1 trials were made before and are kept" in told
+    assert "1 trial was made before and kept" in told
     assert [one["how"] for one in found["trials"]] == ["ok", "out of memory"]
     refused = paceline("tune", "--engine", "fake", "--out", "t", "--search", "concurrency=1,9")
     assert (refused.code, "another search" in refused.err) == (2, True)

@@ -8,7 +8,8 @@
 Importing this module loads neither numpy nor rich: `paceline --help` must be quick. A verb
 imports what it needs when it runs, through `verbs`.
 
-Exit codes: 0 VALID and PASS, 1 ran but INVALID or FAIL, 2 the user's input, 3 the environment.
+Exit codes: 0 VALID and PASS, 1 ran but INVALID or FAIL, 2 the user's input, 3 the environment, or
+stopped by Ctrl-C or SIGTERM.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from paceline.cli import (
     flags_serve,
     flags_tune,
 )
+from paceline.cli.stopping import STOPPED, listen
 from paceline.errors import PacelineError
 
 __all__ = [
@@ -55,6 +57,8 @@ __all__ = [
     "run",
     "show",
 ]
+
+_CTRL_C = 130  # the parser's exit code for it
 
 app = typer.Typer(
     add_completion=False,
@@ -309,13 +313,16 @@ bench_app.command("endpoint")(flags_endpoint.bench_endpoint)
 
 def main() -> None:
     """Console entry: run the verb; errors become one clear message and an exit code."""
+    listen()
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1
     code: int | str | None
     try:
         code = app(arguments, prog_name="paceline")
-    except SystemExit as stop:  # 130 is the parser's word for Ctrl-C
-        code = 3 if stop.code == 130 else stop.code
+    except SystemExit as stop:
+        code = stop.code if stop.code != _CTRL_C else _fail(STOPPED, 3, debug=False)
+    except KeyboardInterrupt:
+        code = _fail(STOPPED, 3, debug)
     except PacelineError as error:
         code = _fail(str(error), error.exit_code, debug)
     except BrokenPipeError:

@@ -11,6 +11,7 @@ from typing import Any
 import typer
 
 from paceline.cli.screen import Bar
+from paceline.cli.stopping import keeping
 from paceline.config import embedded_model
 from paceline.errors import InputError, MissingExtraError
 
@@ -63,7 +64,8 @@ def quantize(
             hint="--calibrate DATASET",
         )
     path = embedded_model() if model == "embedded" else Path(model).expanduser()
-    with Bar("quantize") as bar:
+    is_kept = keeping("Finished shards are kept.", "the same command goes on with them")
+    with is_kept, Bar("quantize") as bar:
         done = room.quantize(
             path,
             out,

@@ -13,6 +13,7 @@ import typer
 
 from paceline import config
 from paceline.cli.screen import Bar, RunScreen, table
+from paceline.cli.stopping import keeping
 from paceline.errors import InputError
 from paceline.harness import loadgen
 from paceline.operate import Plan, knobs_of, search_speed
@@ -60,7 +61,8 @@ def tune(
         budget_s=_seconds(limits["budget"]),
         **{name: limits[name] for name in ("trial_s", "max_trials", "num_pairs", "seed")},
     )
-    with Bar("starting") as bar:
+    is_kept = keeping("What was measured is kept.", f"paceline tune --resume {out}")
+    with is_kept, Bar("starting") as bar:
         found = search_speed(plan, observer=RunScreen(bar).observe)
     write_atomically(out / "result.json", json.dumps(found, indent=1) + "\n")
     if as_json:

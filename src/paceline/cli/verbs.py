@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import json
 import re
-import signal
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +50,7 @@ def run(
         out = Path("runs") / f"{now}-{resolved.benchmark}-{resolved.engine}"
     if not as_json and resolved.shortfalls:
         typer.echo(f"NOT A SUBMISSION: {'; '.join(resolved.shortfalls)}.", err=True)
-    with _ending_in_order(), Bar("starting") as bar:
+    with Bar("starting") as bar:
         verdict = harness.run(
             resolved, out, settings=settings, recipe=recipe, observer=RunScreen(bar).observe
         )
@@ -75,23 +73,9 @@ def resume(
             "--resume takes no recipe, --out, --set or other settings: the run keeps its own.",
             hint=f"paceline run --resume {run_dir}",
         )
-    with _ending_in_order(), Bar("starting") as bar:
+    with Bar("starting") as bar:
         verdict = harness.resume(run_dir, observer=RunScreen(bar).observe)
     _print_verdict(verdict, run_dir, as_json=as_json)
-
-
-@contextlib.contextmanager
-def _ending_in_order() -> Iterator[None]:
-    """SIGTERM ends a run as Ctrl-C does: it is how schedulers and containers stop one."""
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def explain(

@@ -40,12 +40,15 @@ def watch(run_dir: Path, *, once: bool, as_json: bool, every_s: float) -> None:
             hint="give the directory that `paceline run` was told, or leave --once out to wait",
         )
     console = Console(highlight=False)
-    if as_json:
-        view = _print_json(run_dir, view, once=once, every_s=every_s)
-    elif once or not console.is_terminal:
-        view = _print_lines(console, run_dir, view, once=once, every_s=every_s)
-    else:
-        view = _show(console, run_dir, view, every_s=every_s)
+    try:
+        if as_json:
+            view = _print_json(run_dir, view, once=once, every_s=every_s)
+        elif once or not console.is_terminal:
+            view = _print_lines(console, run_dir, view, once=once, every_s=every_s)
+        else:
+            view = _show(console, run_dir, view, every_s=every_s)
+    except KeyboardInterrupt:  # whoever watches has seen enough; the run goes on
+        view = look(run_dir)
     raise typer.Exit(0 if view.status in ("RUNNING", "COMPLETE", "WAITING") else 1)
 
 

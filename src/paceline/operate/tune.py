@@ -132,7 +132,8 @@ class _Search:
                 "flight in a trial: settings for more at once are all alike to it"
             )
         if self._resumed:
-            self._note(f"{self._resumed} trials were made before and are kept")
+            were = "1 trial was" if self._resumed == 1 else f"{self._resumed} trials were"
+            self._note(f"{were} made before and kept")
         if self._study.num_interrupted:
             self._note(f"{self._study.num_interrupted} trial was broken off and counts as not made")
         self._search()
