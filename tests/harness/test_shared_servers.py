@@ -73,6 +73,7 @@ def paced(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
 
     command = [sys.executable, "-m", "paceline", *RUN, "--set", PACED]
     command += ["--set", "engine.managed.restarts=0", "--set", "run.stall_timeout_s=30"]
+    command += ["--set", "loadgen.min_query_count=96"]
     with subprocess.Popen(
         command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, preexec_fn=heed_ctrl_c
     ) as process:
