@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import settings
 from support import Outcome, Paceline
 
 from standstill import Repeater
@@ -22,10 +21,6 @@ if os.environ.pop("PYTHONDONTWRITEBYTECODE", ""):
     os.environ.setdefault("PYTHONPYCACHEPREFIX", str(Path(sys.prefix, "pycache")))
     sys.dont_write_bytecode = False
     sys.pycache_prefix = os.environ["PYTHONPYCACHEPREFIX"]
-
-# What is drawn is to hold however long it takes; pytest-timeout ends what hangs.
-settings.register_profile("paceline", deadline=None)
-settings.load_profile("paceline")
 
 REPOSITORY = Path(__file__).parent.parent
 FIXTURES = REPOSITORY.parent / "shared" / "fixtures"

@@ -4,18 +4,22 @@ A virtual machine that its host leaves waiting for a second makes anything a sec
 bound that is worth testing allows for it. Another process, which only sleeps and wakes, tells for
 how long nothing ran; a program that is merely slow, or beside which others compute, does not hinder
 it. A test that fails in such a time is run again, twice at the most, and each is told at the end.
+Hypothesis holds each example to a deadline, so its tests are such tests without the mark.
 """
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
-from types import TracebackType
-from typing import Self
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import pytest
 from _pytest.runner import runtestprotocol
 
+# The second is Hypothesis's own.
+_MARKS = ("timed", "hypothesis")
 _TIMES = 3
 # Less than this has not made a test fail.
 _LEAST_S = 0.1
@@ -35,45 +39,41 @@ print(stood_s, flush=True)
 """
 
 
+@dataclass
 class Standstill:
-    """For how long of a block the machine did nothing: a context manager that has `seconds`."""
+    """For how long the machine did nothing, once the block is over; and the process that tells."""
 
-    seconds = 0.0
+    sleeper: subprocess.Popen[str]
+    seconds: float = 0.0
 
-    def __enter__(self) -> Self:
-        self.sleeper = subprocess.Popen(
-            [sys.executable, "-S", "-E", "-c", _SLEEPER],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        assert self.sleeper.stdout is not None
-        assert self.sleeper.stdout.readline() == "ready\n"
-        return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        told, _ = self.sleeper.communicate()
-        self.seconds = float(told)
+@contextlib.contextmanager
+def watched() -> Iterator[Standstill]:
+    """A block in which standstills are looked for."""
+    command = [sys.executable, "-S", "-E", "-c", _SLEEPER]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as sleeper:
+        assert sleeper.stdout is not None
+        assert sleeper.stdout.readline() == "ready\n"
+        standstill = Standstill(sleeper)
+        yield standstill
+        told, _ = sleeper.communicate()
+        standstill.seconds = float(told)
 
 
 class Repeater:
-    """The plugin."""
+    """The plugin: runs such tests, and says at the end which it ran again."""
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_protocol(
         self, item: pytest.Item, nextitem: pytest.Item | None
     ) -> bool | None:
-        if item.get_closest_marker("timed") is None:
+        if not any(map(item.get_closest_marker, _MARKS)):
             return None
         item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
         stood = []
         while True:
-            with Standstill() as standstill:
+            with watched() as standstill:
                 reports = runtestprotocol(item, log=False, nextitem=nextitem)
             has_failed = any(report.failed for report in reports)
             if not has_failed or standstill.seconds < _LEAST_S or len(stood) + 1 == _TIMES:

@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,14 @@ class Outcome:
 
 
 Paceline = Callable[..., Outcome]
+
+
+def wait_until(holds: Callable[[], bool], *, within_s: float) -> None:
+    """Return once it holds; a test that waits for nothing fails."""
+    deadline_s = time.monotonic() + within_s
+    while not holds():
+        assert time.monotonic() < deadline_s, "it did not come to pass"
+        time.sleep(0.02)
 
 
 def program_in(folder: Path) -> Path:

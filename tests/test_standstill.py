@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from standstill import Standstill
+from standstill import watched
 
 CONFTEST = """
 from contextlib import nullcontext
@@ -21,7 +21,7 @@ import standstill
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "timed: as in the tests of paceline")
-    standstill.Standstill = lambda: nullcontext(SimpleNamespace(seconds={}))
+    standstill.watched = lambda: nullcontext(SimpleNamespace(seconds={}))
     config.pluginmanager.register(standstill.Repeater())
 """
 TESTS = """
@@ -43,6 +43,7 @@ def test_that_holds_at_some_time(number):
     assert number == {}
 """
 MARK = "@pytest.mark.timed"
+DRAWN = "@pytest.mark.hypothesis"  # as Hypothesis marks its tests
 
 
 def ended(folder: Path, *, stood_s: float, mark: str, holds_at: int) -> tuple[int, int, str]:
@@ -58,13 +59,13 @@ def ended(folder: Path, *, stood_s: float, mark: str, holds_at: int) -> tuple[in
 
 
 def test_a_block_that_is_slow_is_no_standstill() -> None:
-    with Standstill() as standstill:
+    with watched() as standstill:
         time.sleep(0.3)
     assert standstill.seconds < 0.3
 
 
 def test_time_that_stood_still_is_told() -> None:
-    with Standstill() as standstill:
+    with watched() as standstill:
         standstill.sleeper.send_signal(signal.SIGSTOP)
         time.sleep(0.4)
         standstill.sleeper.send_signal(signal.SIGCONT)
@@ -72,9 +73,11 @@ def test_time_that_stood_still_is_told() -> None:
     assert standstill.seconds >= 0.35
 
 
-@pytest.mark.parametrize("holds_at", [2, 3])
-def test_what_failed_while_nothing_ran_is_repeated_and_told(tmp_path: Path, holds_at: int) -> None:
-    code, count, printed = ended(tmp_path, stood_s=0.7, mark=MARK, holds_at=holds_at)
+@pytest.mark.parametrize(("mark", "holds_at"), [(MARK, 2), (MARK, 3), (DRAWN, 2)])
+def test_what_failed_while_nothing_ran_is_repeated_and_told(
+    tmp_path: Path, mark: str, holds_at: int
+) -> None:
+    code, count, printed = ended(tmp_path, stood_s=0.7, mark=mark, holds_at=holds_at)
     assert (code, count) == (0, holds_at), printed
     times = " and ".join(["0.7 s"] * (holds_at - 1))
     assert f"repeated, as the machine stood still for {times}: test_one.py::test_that" in printed

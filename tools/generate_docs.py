@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import typer
 from typer.main import get_command
@@ -26,23 +27,17 @@ def helps(command: Any, name: str, parent: Any = None) -> Iterator[tuple[str, st
     """Every verb that help shows with its help, the program itself first."""
     context = typer.Context(command, info_name=name, parent=parent)
     yield context.command_path, command.get_help(context)
-    for name_of, verb in getattr(command, "commands", {}).items():
+    for verb_name, verb in getattr(command, "commands", {}).items():
         if not verb.hidden:
-            yield from helps(verb, name_of, context)
+            yield from helps(verb, verb_name, context)
 
 
 def cli_text() -> str:
     """docs/cli.md as it should be, whatever the terminal's width."""
-    before = os.environ.get("COLUMNS")
-    os.environ["COLUMNS"] = "90"
-    try:
-        sections = [HEAD]
+    sections = [HEAD]
+    with mock.patch.dict(os.environ, {"COLUMNS": "90"}):
         for path, text in helps(get_command(app), "paceline"):
             sections.append(f"## {path}\n\n```\n{text.strip()}\n```\n")
-    finally:
-        os.environ.pop("COLUMNS")
-        if before is not None:
-            os.environ["COLUMNS"] = before
     return "\n".join(sections)
 
 

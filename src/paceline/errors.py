@@ -19,6 +19,7 @@ the user cannot mend is a bug of ours and is left to be a plain exception.
 from __future__ import annotations
 
 __all__ = [
+    "STOPPED",
     "CheckpointError",
     "DataError",
     "EngineError",
@@ -88,5 +89,9 @@ class EngineError(EnvironmentProblem):
     """The engine failed, stalled or died; the run is INCOMPLETE."""
 
 
+# The first sentence of such an error, whatever was stopped.
+STOPPED = "Stopped by Ctrl-C or SIGTERM."
+
+
 class InterruptedRun(PacelineError):
-    """The user or the machine ended the run before it was finished."""
+    """The user or the machine ended the work before it was finished."""

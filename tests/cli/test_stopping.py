@@ -6,12 +6,10 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support import Paceline
+from support import Paceline, wait_until
 
 SLOW = ("--engine", "fake", "--set", "engine.fake.tokens_per_second=500")
 
@@ -27,13 +25,6 @@ def started(folder: Path, *words: str) -> subprocess.Popen[str]:
         # What a shell starts in the background ignores Ctrl-C, these tests perhaps among it.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
-
-
-def until(what: Callable[[], bool]) -> None:
-    end_s = time.monotonic() + 60
-    while not what():
-        assert time.monotonic() < end_s, "it did not come to that"
-        time.sleep(0.05)
 
 
 def children(folder: Path) -> list[str]:
@@ -57,7 +48,7 @@ def test_a_search_that_is_stopped_says_how_it_goes_on(
     process = started(
         tmp_path, "tune", *SLOW, "--out", "t", *words, "--search", "concurrency=1,2,3,4"
     )
-    until(lambda: (tmp_path / "t/trial-001/log.txt").exists())
+    wait_until(lambda: (tmp_path / "t/trial-001/log.txt").exists(), within_s=60)
     process.send_signal(number)
     out, err = process.communicate(timeout=30)
     assert process.returncode == 3, (out, err)
@@ -74,7 +65,7 @@ def test_a_search_that_is_stopped_says_how_it_goes_on(
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_forecast_that_is_stopped_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
     process = started(tmp_path, "forecast", *SLOW, "--seconds", "60")
-    until(lambda: any("trial_child" in line for line in children(tmp_path)))
+    wait_until(lambda: any("trial_child" in line for line in children(tmp_path)), within_s=60)
     process.send_signal(number)
     out, err = process.communicate(timeout=30)
     assert (process.returncode, out) == (3, ""), err

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from serving import served
-from support import Paceline
+from support import Paceline, wait_until
 
 from fault_server import Call, FaultServer, Reply, context, requests, right, settings
 from paceline.engines import EngineState, Part, Request, endpoint_metrics
@@ -108,13 +106,6 @@ class Quiet:
     def failed(self, *_: object) -> None: ...
 
 
-def wait_until(holds: Callable[[], bool]) -> None:
-    deadline_s = time.monotonic() + 15
-    while not holds():
-        assert time.monotonic() < deadline_s, "it did not come to pass"
-        time.sleep(0.01)
-
-
 @pytest.fixture
 def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(endpoint_metrics, "_EVERY_S", 0.05)
@@ -128,18 +119,18 @@ def test_an_engine_shows_what_its_server_tells_until_it_falls_silent() -> None:
         engine = EndpointEngine(settings(server), context())
         engine.start()
         try:
-            wait_until(lambda: engine.state().kv_used_fraction is not None)
+            wait_until(lambda: engine.state().kv_used_fraction is not None, within_s=15)
             state = engine.state()
             assert (state.live_sequences, state.waiting_sequences) == (450, 6)
             assert state.preemptions == 0  # counted since the start
             gets["/metrics"] = VLLM.replace(" 3.0", " 8.0")
-            wait_until(lambda: engine.state().preemptions == 5)
+            wait_until(lambda: engine.state().preemptions == 5, within_s=15)
             gets["/metrics"] = VLLM.replace(" 3.0", " 2.0")  # started again
-            wait_until(lambda: engine.state().preemptions == 7)
+            wait_until(lambda: engine.state().preemptions == 7, within_s=15)
             (told,) = engine.describe()["servers"]
             assert told["metrics"]["known"][:2] == ["running", "waiting"]
             del gets["/metrics"]
-            wait_until(lambda: engine.state().kv_used_fraction is None)
+            wait_until(lambda: engine.state().kv_used_fraction is None, within_s=15)
             assert engine.state() == EngineState(
                 live_sequences=0, waiting_sequences=0, parts=engine.state().parts
             )
@@ -160,10 +151,12 @@ def test_a_server_without_metrics_is_asked_once_and_its_requests_count_as_live()
         engine = EndpointEngine(settings(server), context())
         engine.start()
         try:
-            wait_until(lambda: engine.describe()["servers"][0]["metrics"]["misses"] == 1)
+            wait_until(
+                lambda: engine.describe()["servers"][0]["metrics"]["misses"] == 1, within_s=15
+            )
             some: list[Request] = requests(3)
             engine.submit(some, Quiet())  # type: ignore[arg-type]
-            wait_until(lambda: engine.state().live_sequences == 3)
+            wait_until(lambda: engine.state().live_sequences == 3, within_s=15)
             state = engine.state()
             assert (state.waiting_sequences, state.kv_used_fraction) == (0, None)
             engine.drain()

@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support import wait_until
 
 from paceline.config import embedded_model
 from paceline.engines import EngineContext, server_process, servers
@@ -62,13 +62,6 @@ def is_stopped(pid: int) -> bool:
     """Whether all threads are: one that has not yet got the signal still answers."""
     tasks = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/stat")]
     return all(text.rpartition(")")[2].split()[0] == "T" for text in tasks)
-
-
-def wait_until(holds: Callable[[], bool], within_s: float = 30.0) -> None:
-    deadline_s = time.monotonic() + within_s
-    while not holds():
-        assert time.monotonic() < deadline_s, "it did not come to pass"
-        time.sleep(0.02)
 
 
 def urls(context: EngineContext) -> tuple[str, ...]:
@@ -132,7 +125,7 @@ def test_a_server_that_hangs_is_started_again_and_told(
     monkeypatch.setattr(server_process, "_HEALTH_TIMEOUT_S", 0.5)
     monkeypatch.setattr(servers, "_HEALTH_AGAIN_S", 0.1)
     os.kill(server, signal.SIGSTOP)
-    wait_until(lambda: is_stopped(server))
+    wait_until(lambda: is_stopped(server), within_s=30)
     host.ready("accuracy", replace(CONFIG, stop_timeout_s=0.2), context)
     assert listeners(url) not in ([], [server])
     told = "server-0 did not answer its health check, 3 times; it was started again."
@@ -225,7 +218,7 @@ def test_a_tests_process_hears_that_no_server_is_left(
     kept = KeptServers(context.kept, on_lost=heard.append)
     (server,) = listeners(kept.endpoint.urls[0])
     os.kill(server, signal.SIGKILL)
-    wait_until(lambda: heard != [])
+    wait_until(lambda: heard != [], within_s=30)
     kept.close()
     assert "server-0 ended (signal 9) while it served" in heard[0]
     facts = host.ended(CLEAN)

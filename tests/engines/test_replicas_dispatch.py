@@ -230,7 +230,7 @@ def test_late_answers_of_a_lost_replica_are_counted_and_dropped() -> None:
     assert pool.counts["late"] == 2
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(
     seed=st.integers(0, 2**32 - 1),
     num_replicas=st.integers(1, 8),

@@ -8,11 +8,11 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support import wait_until
 
 from paceline.engines import servers as servers_module
 from paceline.engines.server_process import Listener, ServerCommand, free_ports, without_secrets
@@ -54,13 +54,6 @@ def is_running(pid: int) -> bool:
 
 def running(pids: Path) -> list[int]:
     return [pid for pid in map(int, pids.read_text().split()) if is_running(pid)]
-
-
-def wait_until(holds: Callable[[], bool], within_s: float = 15.0) -> None:
-    deadline_s = time.monotonic() + within_s
-    while not holds():
-        assert time.monotonic() < deadline_s, "it did not come to pass"
-        time.sleep(0.05)
 
 
 def test_servers_start_together_and_all_are_gone_after_close(
@@ -147,7 +140,7 @@ def test_workers_of_a_server_that_crashed_end_too(tmp_path: Path, pids: Path) ->
     servers = group(tmp_path, command(pids, "many", "--spawn", "--die-after", "2"))
     servers.start()
     try:
-        wait_until(lambda: servers.failures() != {})
+        wait_until(lambda: servers.failures() != {}, within_s=15)
         assert "many ended (exit 7) while it served" in servers.failures()["many"]
         assert servers.describe()[0]["exit_code"] == 7
         assert running(pids) == []
@@ -167,8 +160,8 @@ def test_a_server_that_dies_once_is_started_again_at_the_same_address(
     )
     (url,) = servers.start()
     try:
-        wait_until(lambda: len(pids.read_text().split()) == 2)
-        wait_until(lambda: servers.describe()[0]["ready_after_s"] is not None)
+        wait_until(lambda: len(pids.read_text().split()) == 2, within_s=15)
+        wait_until(lambda: servers.describe()[0]["ready_after_s"] is not None, within_s=15)
         assert urllib.request.urlopen(url).status == 200
         (described,) = servers.describe()
         assert (described["ended"], described["is_lost"]) == (1, False)
@@ -189,7 +182,7 @@ def test_the_owner_hears_when_the_last_server_has_no_start_left(tmp_path: Path, 
     )
     servers.start()
     try:
-        wait_until(lambda: lost != [])
+        wait_until(lambda: lost != [], within_s=15)
         assert lost[0].count("one ended (exit 7)") == 2
         assert servers.describe()[0]["is_lost"]
     finally:
@@ -226,7 +219,7 @@ def test_nothing_is_left_when_the_owner_is_ended(
     assert len(running(pids)) == 5
     owner.send_signal(number)
     owner.wait(timeout=60)
-    wait_until(lambda: running(pids) == [])
+    wait_until(lambda: running(pids) == [], within_s=15)
     owner.stdout.close()
 
 
@@ -236,7 +229,7 @@ def test_a_server_ends_with_its_launcher(tmp_path: Path, pids: Path) -> None:
     (server,) = running(pids)
     launcher = int(Path(f"/proc/{server}/stat").read_text().rpartition(")")[2].split()[1])
     os.kill(launcher, signal.SIGKILL)
-    wait_until(lambda: running(pids) == [])
+    wait_until(lambda: running(pids) == [], within_s=15)
     servers.close()
 
 
@@ -257,7 +250,7 @@ def test_the_record_holds_versions_and_command_lines_and_no_secret(
     )
     servers.start()
     try:
-        wait_until(lambda: servers.describe()[0]["version"] is not None)
+        wait_until(lambda: servers.describe()[0]["version"] is not None, within_s=15)
         one, two = servers.describe()
         assert (one["version"], two["version"]) == ("7.1", "100")
         assert one["environment"] == {"HF_TOKEN": "***", "MODE": "fast"}

@@ -8,13 +8,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support import Paceline
+from support import Paceline, wait_until
 
 from paceline.config import embedded_model
 
@@ -39,13 +38,6 @@ def servers_of(run: Path) -> list[int]:
             if port in (folder / "cmdline").read_bytes().split(b"\0"):
                 found.append(int(folder.name))
     return found
-
-
-def wait_until(holds: Callable[[], bool], within_s: float = 60.0) -> None:
-    deadline_s = time.monotonic() + within_s
-    while not holds():
-        assert time.monotonic() < deadline_s, "it did not come to pass"
-        time.sleep(0.05)
 
 
 def test_one_server_serves_every_test_of_a_run(paceline: Paceline, tmp_path: Path) -> None:
@@ -78,7 +70,7 @@ def paced(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
         command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, preexec_fn=heed_ctrl_c
     ) as process:
         timeline = tmp_path / "run/performance/timeline.jsonl"
-        wait_until(lambda: timeline.exists() and timeline.read_text() != "")
+        wait_until(lambda: timeline.exists() and timeline.read_text() != "", within_s=60)
         yield process
         process.kill()
 
@@ -92,7 +84,7 @@ def test_no_server_outlives_a_run_that_is_ended(
     paced.send_signal(number)
     paced.wait(60)
     if number is signal.SIGKILL:  # its launcher sees that later than this process does
-        wait_until(lambda: servers_of(run) == [])
+        wait_until(lambda: servers_of(run) == [], within_s=60)
     assert servers_of(run) == []
     status = "RUNNING" if number is signal.SIGKILL else "INTERRUPTED"
     assert read_json(run / "manifest.json")["status"] == status

@@ -141,7 +141,7 @@ def _good_rows() -> list[dict[str, str]]:
     ]
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(rows=st.lists(_row, max_size=40))
 def test_frame_is_the_plain_definition_row_for_row(
     tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokenizer, rows: list[dict[str, str]]

@@ -32,7 +32,7 @@ def check_room(scheduler: Scheduler) -> None:
     assert len(scheduler.running) + len(scheduler._free_slots) == 5
 
 
-@settings(max_examples=150)
+@settings(deadline=None, max_examples=150)
 @given(
     lengths=st.lists(st.tuples(st.integers(1, 20), st.integers(1, 15)), min_size=1, max_size=15),
     calls=st.lists(st.tuples(st.integers(0, 40), st.integers(0, 14)), max_size=10),

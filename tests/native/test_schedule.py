@@ -75,7 +75,7 @@ def drive(scheduler: Scheduler, requests: list[GenRequest], *, seed: int) -> dic
     raise AssertionError("the schedule does not end")
 
 
-@settings(max_examples=150)
+@settings(max_examples=150, deadline=None)
 @given(
     seed=st.integers(0, 2**32),
     lengths=st.lists(st.tuples(st.integers(1, 60), st.integers(1, 40)), min_size=1, max_size=40),

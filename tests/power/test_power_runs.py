@@ -7,14 +7,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from cards import build_driver
-from support import Paceline
+from support import Paceline, wait_until
 
 pytestmark = pytest.mark.timed
 
@@ -40,13 +38,6 @@ def read(run: Path, name: str) -> Any:
 
 def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def until(what: Callable[[], bool], within_s: float = 60) -> None:
-    end_s = time.monotonic() + within_s
-    while not what():
-        assert time.monotonic() < end_s, "it did not come to that"
-        time.sleep(0.1)
 
 
 def test_a_run_has_its_power_over_time_and_tokens_for_each_joule(
@@ -170,10 +161,10 @@ def test_limits_go_back_when_the_run_is_killed(tmp_path: Path) -> None:
         command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     limit = tmp_path / "limits" / "limit-0"
-    until(lambda: limit.exists() and limit.read_text() == "465000")
+    wait_until(lambda: limit.exists() and limit.read_text() == "465000", within_s=60)
     run.send_signal(signal.SIGKILL)
     run.wait()
-    until(lambda: limit.read_text() == "700000", within_s=10)
+    wait_until(lambda: limit.read_text() == "700000", within_s=10)
 
 
 def test_power_of_other_nodes_is_part_of_the_sum_and_of_the_run(
@@ -186,7 +177,7 @@ def test_power_of_other_nodes_is_part_of_the_sum_and_of_the_run(
         command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     try:
-        until(lambda: (shared / "power-node2.jsonl").exists())
+        wait_until(lambda: (shared / "power-node2.jsonl").exists(), within_s=60)
         outcome = paceline(
             *(*RUN, *SLOW, "--power-cap", "2.5kW", "--power-nodes", shared, "--out", "one"),
             env=environment,

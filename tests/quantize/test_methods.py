@@ -28,7 +28,7 @@ CPU = torch.device("cpu")
 
 @given(st.lists(st.integers(1, 400), min_size=1, max_size=6), st.floats(0.5, 99.99))
 @example([1, 124, 400, 400, 400], 99.9375)
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 def test_a_percentile_is_numpys_to_a_bin_however_the_pieces_are_cut(
     sizes: list[int], percent: float
 ) -> None:

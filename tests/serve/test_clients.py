@@ -8,12 +8,12 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support import Paceline
+from support import Paceline, wait_until
 
 sys.path.insert(0, str(Path(__file__).parent))
 from serving import Served, served
@@ -51,13 +51,6 @@ def until(connection: socket.socket, end: bytes) -> bytes:
     while end not in received:
         received += connection.recv(65536)
     return received
-
-
-def wait_until(holds: Callable[[], bool], within_s: float = 10.0) -> None:
-    deadline_s = time.monotonic() + within_s
-    while not holds():
-        assert time.monotonic() < deadline_s, "it did not come to pass"
-        time.sleep(0.02)
 
 
 def is_free(server: Served) -> bool:
@@ -105,7 +98,9 @@ def test_a_client_that_leaves_within_its_body_is_counted(server: Served) -> None
     connection.sendall(http(b'{"prompt": ', length=100))
     time.sleep(0.1)
     connection.close()
-    wait_until(lambda: left in server.get("/metrics")[1] and server.metric(left) == before + 1)
+    wait_until(
+        lambda: left in server.get("/metrics")[1] and server.metric(left) == before + 1, within_s=10
+    )
 
 
 def test_what_is_not_http_is_a_400(server: Served) -> None:
@@ -118,12 +113,12 @@ def test_what_is_not_http_is_a_400(server: Served) -> None:
 def test_a_client_that_vanishes_gives_its_place_back_at_once(
     server: Served, is_streaming: bool
 ) -> None:
-    wait_until(lambda: is_free(server))
+    wait_until(lambda: is_free(server), within_s=10)
     before = server.metric('prompts_total{outcome="dropped"}')
     body = json.dumps(BODY | {"stream": is_streaming}).encode()
     connection = server.connect()
     connection.sendall(http(body))
-    wait_until(lambda: server.metric("prompts_in_flight") == 1)
+    wait_until(lambda: server.metric("prompts_in_flight") == 1, within_s=10)
     if is_streaming:
         assert connection.recv(4096).startswith(b"HTTP/1.1 200 ")
     connection.close()
@@ -136,7 +131,7 @@ def test_a_client_that_vanishes_gives_its_place_back_at_once(
 
 
 def test_more_than_fits_is_a_429_and_waiting_ones_are_served(server: Served) -> None:
-    wait_until(lambda: is_free(server))
+    wait_until(lambda: is_free(server), within_s=10)
     answers: list[tuple[int, Any]] = []
     threads = [
         threading.Thread(target=lambda: answers.append(server.post(BODY | {"max_tokens": 20})))
@@ -144,7 +139,7 @@ def test_more_than_fits_is_a_429_and_waiting_ones_are_served(server: Served) -> 
     ]
     for thread in threads:
         thread.start()
-    wait_until(lambda: server.metric("prompts_queued") == 2)
+    wait_until(lambda: server.metric("prompts_queued") == 2, within_s=10)
     status, refused = server.post(BODY)
     assert status == 429
     assert refused["headers"]["Retry-After"] == "1"
@@ -155,17 +150,17 @@ def test_more_than_fits_is_a_429_and_waiting_ones_are_served(server: Served) -> 
 
 
 def test_a_waiting_client_that_leaves_is_stepped_over(server: Served) -> None:
-    wait_until(lambda: is_free(server))
+    wait_until(lambda: is_free(server), within_s=10)
     with server.connect() as first, server.connect() as third:
         first.sendall(http(json.dumps(BODY | {"max_tokens": 20}).encode()))
-        wait_until(lambda: server.metric("prompts_in_flight") == 1)
+        wait_until(lambda: server.metric("prompts_in_flight") == 1, within_s=10)
         second = server.connect()
         second.sendall(http(json.dumps(BODY).encode()))
-        wait_until(lambda: server.metric("prompts_queued") == 1)
+        wait_until(lambda: server.metric("prompts_queued") == 1, within_s=10)
         third.sendall(http(json.dumps(BODY | {"max_tokens": 2}).encode()))
-        wait_until(lambda: server.metric("prompts_queued") == 2)
+        wait_until(lambda: server.metric("prompts_queued") == 2, within_s=10)
         second.close()
-        wait_until(lambda: server.metric("prompts_queued") == 1)
+        wait_until(lambda: server.metric("prompts_queued") == 1, within_s=10)
         assert b'"completion_tokens":20' in until(first, b"}}")
         assert b'"completion_tokens":2' in until(third, b"}}")
 
@@ -216,7 +211,7 @@ def test_a_server_told_to_stop_ends_what_it_began(number: signal.Signals) -> Non
     with served(*SLOW) as server:
         with server.connect() as connection:
             connection.sendall(http(json.dumps(BODY | {"stream": True}).encode()))
-            wait_until(lambda: server.metric("prompts_in_flight") == 1)
+            wait_until(lambda: server.metric("prompts_in_flight") == 1, within_s=10)
             server.process.send_signal(number)
             answer = everything(connection)
         assert b"data: [DONE]" in answer
@@ -233,7 +228,7 @@ def test_a_second_signal_or_the_end_of_grace_drops_what_is_left(
         server.post(BODY)
         with server.connect() as connection:
             connection.sendall(http(json.dumps(BODY).encode()))
-            wait_until(lambda: server.metric("prompts_in_flight") == 1)
+            wait_until(lambda: server.metric("prompts_in_flight") == 1, within_s=10)
             for _ in range(num_signals):
                 server.process.send_signal(signal.SIGTERM)
                 time.sleep(0.5)

@@ -50,7 +50,9 @@ TREES = {
     "v6.1 open": SampleTree(division="open", scenarios=("Offline",)),
     "v5.1 closed": SampleTree(round_name="v5.1"),
 }
-fuzz = settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+fuzz = settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 
 
 @pytest.fixture(scope="module", params=sorted(TREES))

@@ -39,8 +39,21 @@ from paceline.cli import (
     flags_serve,
     flags_tune,
 )
-from paceline.cli.stopping import STOPPED, listen
-from paceline.errors import PacelineError
+from paceline.cli.flags_shared import (
+    BenchmarkOption,
+    DataOption,
+    EngineOption,
+    JsonOption,
+    ModelOption,
+    ModeOption,
+    RecipeArgument,
+    RoundOption,
+    ScenarioOption,
+    SetOption,
+    TrustOption,
+)
+from paceline.cli.stopping import listen
+from paceline.errors import STOPPED, PacelineError
 
 __all__ = [
     "app",
@@ -73,39 +86,6 @@ data_app = typer.Typer(
 bench_app = typer.Typer(
     no_args_is_help=True, rich_markup_mode=None, help="Measure paceline itself."
 )
-
-RecipeArgument = Annotated[
-    Path | None, typer.Argument(help="A TOML recipe; none: the demo on the embedded model.")
-]
-SetOption = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Set a key; may be given many times."),
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
-BenchmarkOption = Annotated[
-    str | None, typer.Option(help="Benchmark, as llama2-70b-99.9 (run.benchmark).")
-]
-ScenarioOption = Annotated[
-    str | None, typer.Option(help="Offline, Server or Interactive (run.scenario).")
-]
-RoundOption = Annotated[
-    str | None, typer.Option("--round", help="MLPerf round, as v6.1 (run.round).")
-]
-ModeOption = Annotated[
-    str | None,
-    typer.Option(help="performance, accuracy, compliance, all or submission (run.mode)."),
-]
-EngineOption = Annotated[str | None, typer.Option(help="Engine (engine.name).")]
-ModelOption = Annotated[
-    str | None, typer.Option(help="Checkpoint: Hugging Face folder or GGUF (model.path).")
-]
-DataOption = Annotated[
-    str | None, typer.Option(help="Dataset: parquet or the published pickle (data.path).")
-]
-TrustOption = Annotated[
-    bool,
-    typer.Option("--trust-pickle", help="Open a pickle whose checksum is not the published one."),
-]
 
 
 def _verbs() -> Any:

@@ -11,24 +11,31 @@ from typing import Annotated
 
 import typer
 
+from paceline.cli.flags_shared import (
+    BenchmarkOption,
+    DataOption,
+    EngineOption,
+    JsonOption,
+    ModelOption,
+    ModeOption,
+    RecipeArgument,
+    ScenarioOption,
+    SetOption,
+)
+
 __all__ = ["bundle"]
 
 
 def bundle(
     out: Annotated[Path, typer.Option(help="Folder to fill.", metavar="DIR")],
-    recipe: Annotated[
-        Path | None, typer.Argument(help="A TOML recipe; none: the demo on the embedded model.")
-    ] = None,
-    mode: Annotated[str | None, typer.Option(help="Tests to run (run.mode).")] = None,
-    engine: Annotated[str | None, typer.Option(help="Engine (engine.name).")] = None,
-    benchmark: Annotated[str | None, typer.Option(help="Benchmark (run.benchmark).")] = None,
-    scenario: Annotated[str | None, typer.Option(help="Scenario (run.scenario).")] = None,
-    model: Annotated[str | None, typer.Option(help="Checkpoint (model.path).")] = None,
-    data: Annotated[str | None, typer.Option(help="Dataset (data.path).")] = None,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Set a key; may be given many times."),
-    ] = None,
+    recipe: RecipeArgument = None,
+    mode: ModeOption = None,
+    engine: EngineOption = None,
+    benchmark: BenchmarkOption = None,
+    scenario: ScenarioOption = None,
+    model: ModelOption = None,
+    data: DataOption = None,
+    overrides: SetOption = None,
     python: Annotated[
         str | None, typer.Option(help="Python of the far machine, as 3.12; none: this one.")
     ] = None,
@@ -56,7 +63,7 @@ def bundle(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print every command and file; do nothing.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Gather wheels, model, data and recipe for a machine that reaches no registry.
 

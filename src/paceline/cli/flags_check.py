@@ -11,9 +11,9 @@ from typing import Annotated, Any
 
 import typer
 
-__all__ = ["bench_check", "check"]
+from paceline.cli.flags_shared import JsonOption
 
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
+__all__ = ["bench_check", "check"]
 
 
 def _verbs() -> Any:

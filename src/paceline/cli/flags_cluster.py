@@ -10,9 +10,9 @@ from typing import Annotated
 
 import typer
 
-__all__ = ["bench_cluster"]
+from paceline.cli.flags_shared import JsonOption
 
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
+__all__ = ["bench_cluster"]
 
 
 def bench_cluster(

@@ -11,6 +11,8 @@ from typing import Annotated
 
 import typer
 
+from paceline.cli.flags_shared import JsonOption
+
 __all__ = ["compare"]
 
 
@@ -24,7 +26,7 @@ def compare(
     plot: Annotated[
         Path | None, typer.Option(help="Write the picture here (SVG).", metavar="FILE.svg")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Two precisions on the same prompts: scores, equal answers, and how far logits are apart.
 

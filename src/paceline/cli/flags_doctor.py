@@ -11,6 +11,19 @@ from typing import Annotated
 
 import typer
 
+from paceline.cli.flags_shared import (
+    BenchmarkOption,
+    DataOption,
+    EngineOption,
+    JsonOption,
+    ModelOption,
+    ModeOption,
+    RoundOption,
+    ScenarioOption,
+    SetOption,
+    TrustOption,
+)
+
 __all__ = ["doctor"]
 
 
@@ -18,25 +31,14 @@ def doctor(
     recipe: Annotated[
         Path | None, typer.Argument(help="A TOML recipe; none: the machine alone.")
     ] = None,
-    mode: Annotated[
-        str | None, typer.Option(help="performance, accuracy, all or submission (run.mode).")
-    ] = None,
-    benchmark: Annotated[str | None, typer.Option(help="Benchmark (run.benchmark).")] = None,
-    scenario: Annotated[
-        str | None, typer.Option(help="Offline, Server or Interactive (run.scenario).")
-    ] = None,
-    round_name: Annotated[
-        str | None, typer.Option("--round", help="MLPerf round, as v6.1 (run.round).")
-    ] = None,
-    engine: Annotated[str | None, typer.Option(help="Engine (engine.name).")] = None,
-    model: Annotated[str | None, typer.Option(help="Checkpoint (model.path).")] = None,
-    data: Annotated[str | None, typer.Option(help="Dataset (data.path).")] = None,
-    trust_pickle: Annotated[
-        bool,
-        typer.Option(
-            "--trust-pickle", help="Open a pickle whose checksum is not the published one."
-        ),
-    ] = False,
+    mode: ModeOption = None,
+    benchmark: BenchmarkOption = None,
+    scenario: ScenarioOption = None,
+    round_name: RoundOption = None,
+    engine: EngineOption = None,
+    model: ModelOption = None,
+    data: DataOption = None,
+    trust_pickle: TrustOption = False,
     find_qps: Annotated[
         bool, typer.Option("--find-qps", help="As of the run that is asked about.")
     ] = False,
@@ -46,14 +48,11 @@ def doctor(
     submitter: Annotated[
         str | None, typer.Option(help="Whether this can be the submitter's name.")
     ] = None,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Set a key; may be given many times."),
-    ] = None,
+    overrides: SetOption = None,
     show_all: Annotated[
         bool, typer.Option("--all", help="Say of what is well why it matters, too.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Look at the machine, and at what a recipe needs of it, before anything long starts.
 

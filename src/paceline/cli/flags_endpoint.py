@@ -11,9 +11,9 @@ from typing import Annotated, Any
 
 import typer
 
-__all__ = ["bench_endpoint", "preflight"]
+from paceline.cli.flags_shared import JsonOption, SetOption
 
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
+__all__ = ["bench_endpoint", "preflight"]
 
 
 def _verbs() -> Any:
@@ -32,10 +32,7 @@ def preflight(
     data: Annotated[
         str | None, typer.Option(help="Dataset: parquet or the published pickle (data.path).")
     ] = None,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Set a key; may be given many times."),
-    ] = None,
+    overrides: SetOption = None,
     seconds: Annotated[
         float, typer.Option(min=0, help="How long to measure the speed; 0: only check.")
     ] = 30.0,

@@ -11,9 +11,9 @@ from typing import Annotated
 
 import typer
 
-__all__ = ["bench_engine", "bench_products"]
+from paceline.cli.flags_shared import JsonOption
 
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
+__all__ = ["bench_engine", "bench_products"]
 
 
 def bench_engine(

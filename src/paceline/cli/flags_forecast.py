@@ -11,36 +11,34 @@ from typing import Annotated
 
 import typer
 
+from paceline.cli.flags_shared import (
+    BenchmarkOption,
+    DataOption,
+    EngineOption,
+    JsonOption,
+    ModelOption,
+    ModeOption,
+    RecipeArgument,
+    RoundOption,
+    ScenarioOption,
+    SetOption,
+    TrustOption,
+)
+
 __all__ = ["forecast"]
 
 
 def forecast(
-    recipe: Annotated[
-        Path | None, typer.Argument(help="A TOML recipe; none: the demo on the embedded model.")
-    ] = None,
-    mode: Annotated[
-        str | None, typer.Option(help="performance, accuracy, all or submission (run.mode).")
-    ] = None,
-    engine: Annotated[str | None, typer.Option(help="Engine (engine.name).")] = None,
-    benchmark: Annotated[str | None, typer.Option(help="Benchmark (run.benchmark).")] = None,
-    scenario: Annotated[
-        str | None, typer.Option(help="Offline, Server or Interactive (run.scenario).")
-    ] = None,
-    round_name: Annotated[
-        str | None, typer.Option("--round", help="MLPerf round, as v6.1 (run.round).")
-    ] = None,
-    model: Annotated[str | None, typer.Option(help="Checkpoint (model.path).")] = None,
-    data: Annotated[str | None, typer.Option(help="Dataset (data.path).")] = None,
-    trust_pickle: Annotated[
-        bool,
-        typer.Option(
-            "--trust-pickle", help="Open a pickle whose checksum is not the published one."
-        ),
-    ] = False,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Set a key; may be given many times."),
-    ] = None,
+    recipe: RecipeArgument = None,
+    mode: ModeOption = None,
+    engine: EngineOption = None,
+    benchmark: BenchmarkOption = None,
+    scenario: ScenarioOption = None,
+    round_name: RoundOption = None,
+    model: ModelOption = None,
+    data: DataOption = None,
+    trust_pickle: TrustOption = False,
+    overrides: SetOption = None,
     find_qps: Annotated[
         bool, typer.Option("--find-qps", help="As of the run that is forecast.")
     ] = False,
@@ -50,7 +48,7 @@ def forecast(
     out: Annotated[
         Path | None, typer.Option(help="Keep the log here; none: it is removed.", metavar="DIR")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Measure the engine for a minute and say how long the run takes, and whether it is VALID.
 

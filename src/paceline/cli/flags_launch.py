@@ -11,6 +11,18 @@ from typing import Annotated
 
 import typer
 
+from paceline.cli.flags_shared import (
+    BenchmarkOption,
+    DataOption,
+    EngineOption,
+    ModelOption,
+    ModeOption,
+    RoundOption,
+    ScenarioOption,
+    SetOption,
+    TrustOption,
+)
+
 __all__ = ["launch"]
 
 
@@ -28,28 +40,18 @@ def launch(
     resume: Annotated[
         Path | None, typer.Option(help="Finish the run in this directory.", metavar="DIR")
     ] = None,
-    mode: Annotated[str | None, typer.Option(help="Tests to run (run.mode).")] = None,
-    engine: Annotated[str | None, typer.Option(help="Engine (engine.name).")] = None,
-    benchmark: Annotated[str | None, typer.Option(help="Benchmark (run.benchmark).")] = None,
-    scenario: Annotated[str | None, typer.Option(help="Scenario (run.scenario).")] = None,
-    round_name: Annotated[
-        str | None, typer.Option("--round", help="MLPerf round, as v6.1 (run.round).")
-    ] = None,
-    model: Annotated[str | None, typer.Option(help="Checkpoint (model.path).")] = None,
-    data: Annotated[str | None, typer.Option(help="Dataset (data.path).")] = None,
-    trust_pickle: Annotated[
-        bool,
-        typer.Option(
-            "--trust-pickle", help="Open a pickle whose checksum is not the published one."
-        ),
-    ] = False,
+    mode: ModeOption = None,
+    engine: EngineOption = None,
+    benchmark: BenchmarkOption = None,
+    scenario: ScenarioOption = None,
+    round_name: RoundOption = None,
+    model: ModelOption = None,
+    data: DataOption = None,
+    trust_pickle: TrustOption = False,
     find_qps: Annotated[
         bool, typer.Option("--find-qps", help="Search the highest rate that stays VALID.")
     ] = False,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Set a key; may be given many times."),
-    ] = None,
+    overrides: SetOption = None,
     container: Annotated[
         str | None, typer.Option(help="apptainer, podman or docker; none: no container.")
     ] = None,

@@ -11,13 +11,13 @@ from typing import Annotated, Any
 
 import typer
 
+from paceline.cli.flags_shared import JsonOption
+
 __all__ = ["app", "describe", "fetch", "verify"]
 
 app = typer.Typer(
     no_args_is_help=True, rich_markup_mode=None, help="Fetch, check and look at checkpoints."
 )
-
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
 
 
 def _verbs() -> Any:

@@ -11,6 +11,8 @@ from typing import Annotated, Any
 
 import typer
 
+from paceline.cli.flags_shared import JsonOption
+
 __all__ = [
     "CapOption",
     "LowerOption",
@@ -65,7 +67,7 @@ def power(
     verify_tls: Annotated[
         bool, typer.Option("--verify-tls/--no-verify-tls", help="Check the BMC's certificate.")
     ] = True,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Read this node's power about once a second: cards, processors, the whole node.
 

@@ -11,6 +11,8 @@ from typing import Annotated
 
 import typer
 
+from paceline.cli.flags_shared import JsonOption
+
 __all__ = ["push"]
 
 
@@ -54,7 +56,7 @@ def push(
     rehearsal: Annotated[
         bool, typer.Option("--rehearsal", help="Push a rehearsal, even one that fails its check.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Push a checked submission to a results repository and open a pull request.
 

@@ -11,6 +11,8 @@ from typing import Annotated, Any
 
 import typer
 
+from paceline.cli.flags_shared import JsonOption, TrustOption
+
 __all__ = ["quantize"]
 
 
@@ -52,13 +54,8 @@ def quantize(
         int, typer.Option(help="INT4 inputs that share a scale; 0: the widest of 128, 64, 32.")
     ] = 0,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    trust_pickle: Annotated[
-        bool,
-        typer.Option(
-            "--trust-pickle", help="Open a pickle whose checksum is not the published one."
-        ),
-    ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")] = False,
+    trust_pickle: TrustOption = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Write a quantised checkpoint that our engines and vLLM load (compressed-tensors)."""
     _verbs().quantize(

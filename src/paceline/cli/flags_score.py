@@ -11,6 +11,8 @@ from typing import Annotated
 
 import typer
 
+from paceline.cli.flags_shared import JsonOption
+
 __all__ = ["score"]
 
 
@@ -29,7 +31,7 @@ def score(
         bool,
         typer.Option("--trust-pickle", help="Open a pickle whose checksum is not the published."),
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Compute the accuracy of anybody's accuracy log. Exits 1 when a target is missed."""
     importlib.import_module("paceline.cli.score_verbs").score(

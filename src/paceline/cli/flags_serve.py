@@ -11,6 +11,8 @@ from typing import Annotated
 
 import typer
 
+from paceline.cli.flags_shared import EngineOption, ModelOption, SetOption
+
 __all__ = ["serve"]
 
 
@@ -21,13 +23,11 @@ def serve(
     ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0: any free one.")] = 8000,
-    engine: Annotated[str | None, typer.Option(help="Engine (engine.name).")] = None,
+    engine: EngineOption = None,
     benchmark: Annotated[
         str | None, typer.Option(help="Whose EOS and vocabulary (run.benchmark).")
     ] = None,
-    model: Annotated[
-        str | None, typer.Option(help="Checkpoint: Hugging Face folder or GGUF (model.path).")
-    ] = None,
+    model: ModelOption = None,
     model_name: Annotated[
         str | None, typer.Option(help="The model's id; none: the name of its file.")
     ] = None,
@@ -45,10 +45,7 @@ def serve(
     grace: Annotated[
         int, typer.Option(min=0, help="Seconds that answers under way have at the end.")
     ] = 30,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Set a key; may be given many times."),
-    ] = None,
+    overrides: SetOption = None,
 ) -> None:
     """Serve an engine behind the OpenAI API (/v1/completions), until Ctrl-C.
 

@@ -11,9 +11,10 @@ from typing import Annotated, Any
 
 import typer
 
+from paceline.cli.flags_shared import JsonOption
+
 __all__ = ["submit", "system"]
 
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
 FieldOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="FIELD=VALUE", help="Give a field; may be given many times."),

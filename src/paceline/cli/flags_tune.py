@@ -11,13 +11,25 @@ from typing import Annotated
 
 import typer
 
+from paceline.cli.flags_shared import (
+    BenchmarkOption,
+    DataOption,
+    EngineOption,
+    JsonOption,
+    ModelOption,
+    ModeOption,
+    RecipeArgument,
+    RoundOption,
+    ScenarioOption,
+    SetOption,
+    TrustOption,
+)
+
 __all__ = ["tune"]
 
 
 def tune(
-    recipe: Annotated[
-        Path | None, typer.Argument(help="A TOML recipe; none: the demo on the embedded model.")
-    ] = None,
+    recipe: RecipeArgument = None,
     budget: Annotated[
         str, typer.Option(help="Time for all of it, as 90s, 30m or 2h.", metavar="TIME")
     ] = "30m",
@@ -52,33 +64,19 @@ def tune(
     resume: Annotated[
         Path | None, typer.Option(help="Go on with the search in this folder.", metavar="DIR")
     ] = None,
-    mode: Annotated[
-        str | None, typer.Option(help="performance, accuracy, all or submission (run.mode).")
-    ] = None,
-    engine: Annotated[str | None, typer.Option(help="Engine (engine.name).")] = None,
-    benchmark: Annotated[str | None, typer.Option(help="Benchmark (run.benchmark).")] = None,
-    scenario: Annotated[
-        str | None, typer.Option(help="Offline, Server or Interactive (run.scenario).")
-    ] = None,
-    round_name: Annotated[
-        str | None, typer.Option("--round", help="MLPerf round, as v6.1 (run.round).")
-    ] = None,
-    model: Annotated[str | None, typer.Option(help="Checkpoint (model.path).")] = None,
-    data: Annotated[str | None, typer.Option(help="Dataset (data.path).")] = None,
-    trust_pickle: Annotated[
-        bool,
-        typer.Option(
-            "--trust-pickle", help="Open a pickle whose checksum is not the published one."
-        ),
-    ] = False,
+    mode: ModeOption = None,
+    engine: EngineOption = None,
+    benchmark: BenchmarkOption = None,
+    scenario: ScenarioOption = None,
+    round_name: RoundOption = None,
+    model: ModelOption = None,
+    data: DataOption = None,
+    trust_pickle: TrustOption = False,
     find_qps: Annotated[
         bool, typer.Option("--find-qps", help="As of the run that is tuned.")
     ] = False,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Set a key; may be given many times."),
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")] = False,
+    overrides: SetOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Search an engine's own settings for speed, and write a recipe if one is faster for sure.
 

@@ -66,8 +66,8 @@ def fetch(source: str, out: Path, *, revision: str, only_list: bool, as_json: bo
             typer.echo(table([(f.name, size) for f, size in zip(files, sizes, strict=True)]))
             typer.echo(f"{sum(f.size or 0 for f in files) / 1e9:.2f} GB in {len(files)} files")
         return
-    is_kept = keeping("What was fetched is kept.", "the same command goes on with it")
-    with is_kept, Bar("fetch") as bar:
+    when_stopped = keeping("What was fetched is kept.", "the same command goes on with it")
+    with when_stopped, Bar("fetch") as bar:
         counts = models.fetch(source, out, revision=revision, progress=bar.update)
     if as_json:
         typer.echo(json.dumps({"out": str(out), **counts}, indent=2))

@@ -64,8 +64,8 @@ def quantize(
             hint="--calibrate DATASET",
         )
     path = embedded_model() if model == "embedded" else Path(model).expanduser()
-    is_kept = keeping("Finished shards are kept.", "the same command goes on with them")
-    with is_kept, Bar("quantize") as bar:
+    when_stopped = keeping("Finished shards are kept.", "the same command goes on with them")
+    with when_stopped, Bar("quantize") as bar:
         done = room.quantize(
             path,
             out,

@@ -1,7 +1,10 @@
-"""What Ctrl-C and SIGTERM do to a verb: they end it, and where work is kept the user is told how.
+"""What Ctrl-C and SIGTERM do to a verb: they end it, and the user is told what of it is kept.
 
-listen()                  from now on SIGTERM is what Ctrl-C is
-keeping(what, way_on)     a block whose finished work is kept when it is stopped
+    listen()                  from now on SIGTERM is what Ctrl-C is
+    keeping(what, way_on)     a block whose finished work is kept when it is stopped
+
+A verb that ends otherwise (`power`, `serve`, `launch`) sets its own handlers while it works; a run
+records that it was stopped, in `harness.run`.
 """
 
 from __future__ import annotations
@@ -10,11 +13,9 @@ import contextlib
 import signal
 from collections.abc import Iterator
 
-from paceline.errors import InterruptedRun
+from paceline.errors import STOPPED, InterruptedRun
 
-__all__ = ["STOPPED", "keeping", "listen"]
-
-STOPPED = "Stopped by Ctrl-C or SIGTERM."
+__all__ = ["keeping", "listen"]
 
 
 def listen() -> None:

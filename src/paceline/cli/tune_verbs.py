@@ -61,8 +61,8 @@ def tune(
         budget_s=_seconds(limits["budget"]),
         **{name: limits[name] for name in ("trial_s", "max_trials", "num_pairs", "seed")},
     )
-    is_kept = keeping("What was measured is kept.", f"paceline tune --resume {out}")
-    with is_kept, Bar("starting") as bar:
+    when_stopped = keeping("What was measured is kept.", f"paceline tune --resume {out}")
+    with when_stopped, Bar("starting") as bar:
         found = search_speed(plan, observer=RunScreen(bar).observe)
     write_atomically(out / "result.json", json.dumps(found, indent=1) + "\n")
     if as_json:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from paceline.config import RANDOM_WEIGHTS, RunConfig, Setting, refuse_long_samples
-from paceline.errors import InterruptedRun, PacelineError, RunDirError
+from paceline.errors import STOPPED, InterruptedRun, PacelineError, RunDirError
 from paceline.harness import audit, final_rate, loadgen, process, provenance, verdict
 from paceline.harness.hosting import Hosting
 from paceline.harness.process import Observer
@@ -124,7 +124,7 @@ def _run_tests(
         raise
     except KeyboardInterrupt:
         stopped = InterruptedRun(
-            "Stopped by Ctrl-C or SIGTERM. Finished accuracy samples are on disk.",
+            f"{STOPPED} Finished accuracy samples are on disk.",
             hint=f"paceline run --resume {directory.path}",
         )
         _leave_incomplete(config, directory, manifest | {"power": vitals.facts()}, error=stopped)

@@ -72,11 +72,8 @@ class Contest:
             best, values = left[0], dict(left[0].values)
             judged = accuracy = None
             if values == self.default:
-                outcome = "the default is the best of " + (
-                    "the others" if rejected else "what was tried"
-                )
-                if len(tried) == 1:
-                    outcome = "nothing was tried but the default"
+                others = "the others" if rejected else "what was tried"
+                outcome = f"the default is the best of {others}" if len(tried) > 1 else _NO_OTHER
             else:
                 judged = self._confirm(best)
                 accuracy = self._guard(best) if judged["is_better"] else None
@@ -179,6 +176,7 @@ class Contest:
 
 
 _NO_BETTER = "not better than the default by more than noise"
+_NO_OTHER = "nothing was tried but the default"
 
 
 def _rejections(count: int) -> str:
