@@ -97,6 +97,25 @@ def test_a_run_without_a_size_is_sized_and_then_valid(paceline: Paceline, tmp_pa
     )
 
 
+@pytest.mark.parametrize(
+    ("mode", "tests", "said"),
+    [
+        ("submission", ["performance", "accuracy"], ", without scoring and compliance\n"),
+        ("compliance", [], "not known: the time of compliance is not foretold\n"),
+        ("accuracy", ["accuracy"], ", without scoring\n"),
+    ],
+)
+def test_what_is_not_foretold_is_named(
+    paceline: Paceline, mode: str, tests: list[str], said: str
+) -> None:
+    words = ("forecast", "--engine", "fake", "--mode", mode, "--seconds", 1)
+    outcome = paceline(*words)
+    assert outcome.code == 0, outcome
+    (line,) = [one for one in outcome.out.splitlines(keepends=True) if "  all of it" in one]
+    assert line.endswith(said)
+    assert list(paceline(*words, "--json").json["tests"]) == tests
+
+
 def test_a_rate_above_what_the_engine_makes_is_refused_beforehand(paceline: Paceline) -> None:
     base = ("forecast", "--engine", "fake", "--scenario", "Server", "--seconds", 2, "--json")
     too_fast = paceline(*base, *sets(*BASE, "loadgen.target_qps=300"))

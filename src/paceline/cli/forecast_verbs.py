@@ -70,7 +70,7 @@ def _print(found: Mapping[str, Any]) -> None:
         ("  model load", _loads(found)),
     ]
     rows += _tests(found["tests"])
-    rows.append(("  all of it", f"{_time(found['wall_s'])}, without scoring"))
+    rows.append(("  all of it", _all_of_it(found)))
     if sizing["min_duration_s"]:
         query = sizing["query_samples"]
         rows.append(
@@ -105,6 +105,13 @@ def _tests(tests: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, ...]]:
         )
         for name, test in tests.items()
     ]
+
+
+def _all_of_it(found: Mapping[str, Any]) -> str:
+    left = " and ".join(found["not_foretold"])
+    if not found["tests"]:
+        return f"not known: the time of {left} is not foretold"
+    return f"{_time(found['wall_s'])}, without scoring" + (f" and {left}" if left else "")
 
 
 def _loads(found: Mapping[str, Any]) -> str:

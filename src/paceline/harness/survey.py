@@ -21,7 +21,7 @@ from paceline.config import RunConfig
 from paceline.engines import pace
 from paceline.engines.pace import Slice
 from paceline.engines.probe import Probe, ProbeResult
-from paceline.harness import preflight
+from paceline.harness import preflight, verdict
 from paceline.harness.query_size import query_len
 from paceline.harness.samples import Samples
 
@@ -341,5 +341,4 @@ def _tests_of(config: RunConfig) -> tuple[str, ...]:
     samples, and is left out."""
     if config.scenario != "Offline":
         return ()
-    known = {"accuracy": ("accuracy",), "performance": ("performance",)}
-    return known.get(config.mode, ("performance", "accuracy"))
+    return tuple(test for test in verdict.tests_of(config.mode) if test != "compliance")

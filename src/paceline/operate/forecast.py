@@ -19,6 +19,7 @@ from typing import Any
 
 from paceline.config import RunConfig
 from paceline.engines.probe import ProbeResult
+from paceline.harness import verdict
 from paceline.harness.query_size import query_len, stated_qps
 from paceline.harness.trial import Job, crowding, run_trial
 from paceline.mlperf import rules
@@ -68,6 +69,7 @@ def make_forecast(
         "pace": surveyed["pace"],
         "slices": surveyed["slices"],
         "tests": tests,
+        "not_foretold": [one for one in verdict.tests_of(config.mode) if one not in tests],
         "wall_s": _wall_s(config, facts, tests),
         "sizing": _sizing(config, speed, surveyed["sizing"]),
         "validity": _validity(config, tests, speed, is_sized="target_qps" in surveyed["sizing"]),
@@ -112,7 +114,7 @@ def _at_a_rate(config: RunConfig) -> dict[str, dict[str, Any]]:
             "high_s": count / target_qps,
         }
         for name, count in counts.items()
-        if config.mode not in ("performance", "accuracy") or name == config.mode
+        if name in verdict.tests_of(config.mode)
     }
 
 
